@@ -1,0 +1,58 @@
+# Everything from nothing but Python >= 3.11 and make.
+PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3.13 python3,$(shell command -v $(name) 2>/dev/null)))
+BIN := .venv/bin
+RUN := $(BIN)/python -m train_like
+CONSTRAINTS := requirements/constraints.txt
+MODEL := model_store/random-medclip
+DEMO := out/demo
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test test-long check format clean
+
+help:
+	@echo "make demo       phantoms, stacks, maps and pictures in $(DEMO)"
+	@echo "make test       the test suite"
+	@echo "make check      linters, types, import contracts, doctests"
+	@echo "make test-long  the long campaigns"
+
+install: .venv/installed
+
+.venv/installed: setup.cfg pyproject.toml $(CONSTRAINTS)
+	@test -n "$(PYTHON)" || { echo "no python3 was found; Python 3.11 or newer is needed; install it." >&2; exit 1; }
+	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet -c $(CONSTRAINTS) -e '.[dev]'
+	@touch $@
+
+demo: install
+	$(RUN) shards configs/phantom_shards.yaml
+	$(RUN) weights configs/random_weights.yaml
+	$(RUN) extract configs/demo.yaml method.name=occlusion output=$(DEMO)/occlusion
+	$(RUN) extract configs/demo.yaml method.name=gradient output=$(DEMO)/gradient
+	$(RUN) extract configs/demo.yaml stack.basis=prompts output=$(DEMO)/integrated_gradients
+	for method in occlusion gradient integrated_gradients; do \
+		$(RUN) verify $(DEMO)/$$method && \
+		$(RUN) project configs/demo.yaml output=$(DEMO)/$$method project.output=$(DEMO)/maps/$$method || exit 1; \
+	done
+	$(RUN) figures configs/figures.yaml
+	@echo "pictures: $(DEMO)/figures and $(DEMO)/maps"
+
+test: install
+	$(BIN)/pytest -n 2 --jaxtyping-packages=mapstack,beartype.beartype -m 'not long'
+
+test-long: install
+	$(BIN)/pytest --jaxtyping-packages=mapstack,beartype.beartype --timeout=3600
+
+check: install
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo 2>/dev/null || $(BIN)/lint-imports
+	$(BIN)/pytest -q -p no:cacheprovider --doctest-modules mapstack train_like
+
+format: install
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:
+	rm -rf .venv out shards build *.egg-info

@@ -1,0 +1,352 @@
+"""The configuration: dataclasses that a YAML file and `key=value` overrides are checked against.
+
+The only file that knows OmegaConf. Every wrong key or value becomes a `ConfigError` of one sentence that names the key.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
+from yaml import YAMLError
+
+from mapstack.errors import ConfigError, unknown_name
+from mapstack.methods import METHODS, Method
+from mapstack.prompts import TextGroup, load_prompt_set, text_groups
+
+T = TypeVar("T")
+
+
+def _one_of(key: str, value: str, choices: Sequence[str]) -> None:
+    if value not in choices:
+        raise ConfigError(unknown_name(key, value, choices))
+
+
+def _at_least(key: str, value: float | None, least: float) -> None:
+    if value is not None and value < least:
+        raise ConfigError(f"{key} is {value}; it must be at least {least}; correct it.")
+
+
+@dataclass
+class ModelConfig:
+    """Which model, and its checkpoint folder. `prompt_padding`: see `mapstack.models.TextTower`."""
+
+    name: str = "medclip-vit"
+    checkpoint: str = "model_store/phantom-medclip"
+    prompt_padding: str = "none"
+
+    def __post_init__(self) -> None:
+        _one_of("model.prompt_padding", self.prompt_padding, ("none", "longest"))
+
+
+@dataclass
+class DataConfig:
+    """Which shards, and how they are read.
+
+    Attributes:
+        shards: Paths with braces or globs.
+        batch_size: Pictures a batch; the last batch is padded to it.
+        num_workers: Reading processes a rank.
+        limit: At most this many samples; None for all.
+        allowed_schemes: URL schemes that may be opened.
+        max_bad_share: The job aborts when more than this share of samples is bad, after 100.
+        duplicates: "fail", or "first" to keep the first sample of a key and list the others.
+        timeout_s: A reader that gives nothing for so long is taken to hang.
+    """
+
+    shards: Any = ""
+    batch_size: int = 4
+    num_workers: int = 2
+    limit: int | None = None
+    allowed_schemes: list[str] = field(default_factory=lambda: ["file"])
+    max_bad_share: float = 0.01
+    duplicates: str = "fail"
+    timeout_s: int = 120
+
+    def __post_init__(self) -> None:
+        _one_of("data.duplicates", self.duplicates, ("fail", "first"))
+        _at_least("data.batch_size", self.batch_size, 1)
+        _at_least("data.num_workers", self.num_workers, 0)
+        _at_least("data.limit", self.limit, 1)
+        _at_least("data.timeout_s", self.timeout_s, 1)
+        if not isinstance(self.shards, str | list):
+            raise ConfigError(
+                f"data.shards is a {type(self.shards).__name__}; it is a path with braces or globs, or a list of them."
+            )
+
+
+@dataclass
+class StackConfig:
+    """What is stored of each picture.
+
+    Attributes:
+        basis: "axes", or "prompts" for the span of the configured prompts only.
+        normalize: Explain the logit (normalised embedding), or the raw embedding, the paper's wording.
+        map_size: Side of the stored maps [px]; None keeps the model's frame.
+        codec: "float32", "float16" or "int8", the last two with a scale a row.
+    """
+
+    basis: str = "axes"
+    normalize: bool = True
+    map_size: int | None = 224
+    codec: str = "float16"
+
+    def __post_init__(self) -> None:
+        _one_of("stack.basis", self.basis, ("axes", "prompts"))
+        _one_of("stack.codec", self.codec, ("float32", "float16", "int8"))
+        _at_least("stack.map_size", self.map_size, 1)
+
+
+@dataclass
+class PromptsConfig:
+    """Which texts are explained.
+
+    Attributes:
+        file: A prompt set (YAML), or None.
+        texts: Free texts, in place of a file.
+        use: "labels" or "prompts" of the set.
+        ensemble: How the prompts of a class are joined: "mean", "max", or "none" for each by itself.
+        classes: Class labels of the set to take; None for all.
+        against: A class label or free text that each text is contrasted with.
+    """
+
+    file: str | None = None
+    texts: list[str] = field(default_factory=list)
+    use: str = "prompts"
+    ensemble: str = "mean"
+    classes: list[str] | None = None
+    against: str | None = None
+
+    def __post_init__(self) -> None:
+        _one_of("prompts.use", self.use, ("labels", "prompts"))
+        _one_of("prompts.ensemble", self.ensemble, ("none", "mean", "max"))
+
+    def groups(self) -> tuple[TextGroup, ...]:
+        """Return what is explained; empty where nothing is configured.
+
+        Raises:
+            ConfigError: The file is missing or wrong, or a class is unknown.
+        """
+        if self.file is None and not self.texts:
+            return ()
+        return text_groups(
+            prompt_set=None if self.file is None else load_prompt_set(Path(self.file)),
+            texts=self.texts,
+            use=cast(Any, self.use),
+            ensemble=cast(Any, self.ensemble),
+            classes=self.classes,
+            against=self.against,
+        )
+
+
+@dataclass
+class TrainerConfig:
+    """How Lightning runs the job; names are the Trainer's own."""
+
+    accelerator: str = "auto"
+    devices: Any = "auto"
+    num_nodes: int = 1
+    precision: str = "32-true"
+
+    def __post_init__(self) -> None:
+        _one_of("trainer.precision", self.precision, ("32-true", "64-true"))
+        _at_least("trainer.num_nodes", self.num_nodes, 1)
+
+
+@dataclass
+class ProjectConfig:
+    """What `project` and `figures` write.
+
+    Attributes:
+        output: Folder of the maps and pictures.
+        pictures: Write an overlay for every map; needs `data.shards` for the pictures.
+        limit: At most this many samples; None for all.
+        span_tolerance: Largest share of a text that may lie outside a stack of basis "prompts".
+    """
+
+    output: str = "out/maps"
+    pictures: bool = True
+    limit: int | None = None
+    span_tolerance: float = 0.01
+
+    def __post_init__(self) -> None:
+        _at_least("project.limit", self.limit, 1)
+        _at_least("project.span_tolerance", self.span_tolerance, 0)
+
+
+@dataclass
+class Config:
+    """One extraction and the maps made from it. After `load_config`, `method` is a `Method`."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    method: Any = field(default_factory=lambda: {"name": "integrated_gradients"})
+    stack: StackConfig = field(default_factory=StackConfig)
+    route: str = "auto"
+    prompts: PromptsConfig = field(default_factory=PromptsConfig)
+    output: str = "out/store"
+    overwrite: bool = False
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    project: ProjectConfig = field(default_factory=ProjectConfig)
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _one_of("route", self.route, ("auto", "direct", "prompts", "axes"))
+        if isinstance(self.method, Mapping):
+            self.method = make_method_from(self.method)
+
+
+@dataclass
+class FiguresConfig:
+    """The paper's Fig. 1 and Fig. 2, drawn for some samples of the shards.
+
+    Attributes:
+        model: As in `Config`.
+        data: As in `Config`; `limit` is the number of samples.
+        prompts: Its `file` names the classes; `use` and `ensemble` are set by the figures themselves.
+        figure_1: Methods that are applied to the final output, one row each.
+        figure_2: The method whose stack is projected on a prompt and on the label of each class.
+        normalize: As in `StackConfig`, for Fig. 2.
+        output: Folder of the figures.
+        seed: As in `Config`.
+    """
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    prompts: PromptsConfig = field(default_factory=PromptsConfig)
+    figure_1: list[Any] = field(default_factory=lambda: [{"name": "saliency"}, {"name": "occlusion"}])
+    figure_2: Any = field(default_factory=lambda: {"name": "occlusion"})
+    normalize: bool = True
+    output: str = "out/figures"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        self.figure_1 = [make_method_from(block) for block in self.figure_1]
+        self.figure_2 = make_method_from(self.figure_2)
+
+
+@dataclass
+class ShardsConfig:
+    """Which samples `shards` writes, and where.
+
+    Attributes:
+        source: "phantom" for synthetic X-rays.
+        output: Folder of the shards.
+        name: Their name before the number.
+        n_samples: How many samples.
+        n_per_shard: Samples a shard.
+        size: Side of a phantom [px].
+        seed: Seed of the phantoms.
+    """
+
+    source: str = "phantom"
+    output: str = "shards"
+    name: str = "phantom"
+    n_samples: int = 16
+    n_per_shard: int = 4
+    size: int = 320
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _one_of("source", self.source, ("phantom",))
+        for key in ("n_samples", "n_per_shard"):
+            _at_least(key, getattr(self, key), 1)
+
+
+@dataclass
+class WeightsConfig:
+    """Which checkpoint `weights` writes, and where.
+
+    Attributes:
+        source: "random" for untrained weights in the official layout.
+        model: A name of `mapstack.models`.
+        output: The checkpoint folder.
+        vision: Sizes of the image tower (`SwinConfig` arguments); empty for the official ones.
+        text: Sizes of the text tower (`BertConfig` arguments); empty for the official ones.
+        seed: Seed of the weights.
+    """
+
+    source: str = "random"
+    model: str = "medclip-vit"
+    output: str = "model_store/random-medclip"
+    vision: dict[str, Any] = field(default_factory=dict)
+    text: dict[str, Any] = field(default_factory=dict)
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _one_of("source", self.source, ("random",))
+        _one_of("model", self.model, ("medclip-vit", "medclip-resnet50"))
+
+
+def make_method_from(block: Mapping[str, Any]) -> Method:
+    """Make a method from its configuration block: `name` and the method's own parameters.
+
+    Raises:
+        ConfigError: The name, a parameter or its type is wrong.
+    """
+    name = block.get("name")
+    if name not in METHODS:
+        raise ConfigError(unknown_name("method", name, tuple(METHODS)))
+    schema = OmegaConf.structured(METHODS[name])
+    OmegaConf.set_readonly(schema, False)
+    parameters = {key: value for key, value in block.items() if key != "name"}
+    return cast(Method, _merge(schema, [parameters], METHODS[name], prefix="method."))
+
+
+def load_config(schema: type[T], path: str | Path, overrides: Sequence[str] = ()) -> T:
+    """Read a YAML file and overrides into a configuration.
+
+    Args:
+        schema: The dataclass to fill.
+        path: The YAML file.
+        overrides: `key=value` with dots, the value in YAML; later ones win.
+
+    Raises:
+        ConfigError: The file is missing or no YAML mapping, or a key or value is wrong.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise ConfigError(f"configuration file '{path}' does not exist; give the path of a YAML file.")
+    try:
+        from_file = OmegaConf.load(file)
+    except (YAMLError, OmegaConfBaseException, UnicodeDecodeError, OSError) as error:
+        raise ConfigError(f"configuration file '{path}' is no YAML ({_first_line(error)}); correct it.") from None
+    if isinstance(from_file, ListConfig):
+        raise ConfigError(f"configuration file '{path}' holds a list; it must hold keys and values; correct it.")
+    return cast(T, _merge(OmegaConf.structured(schema), [from_file, _read_overrides(overrides)], schema))
+
+
+def _read_overrides(overrides: Sequence[str]) -> DictConfig:
+    for override in overrides:
+        if "=" not in override or override.startswith("="):
+            raise ConfigError(f"override '{override}' is no key=value; write it as in data.batch_size=8.")
+    try:
+        return OmegaConf.from_dotlist(list(overrides))
+    except (YAMLError, OmegaConfBaseException) as error:
+        raise ConfigError(f"an override's value is no YAML ({_first_line(error)}); quote it.") from None
+
+
+def _merge(schema: DictConfig, layers: Sequence[Any], kind: type, prefix: str = "") -> object:
+    try:
+        return OmegaConf.to_object(OmegaConf.merge(schema, *layers))
+    except (ConfigKeyError, ConfigAttributeError) as error:
+        key = str(error.full_key)
+        raise ConfigError(unknown_name("configuration key", prefix + key, _keys_beside(kind, key, prefix))) from None
+    except OmegaConfBaseException as error:
+        key = f"'{prefix}{error.full_key}'" if error.full_key else "value"
+        raise ConfigError(f"configuration key {key} is wrong: {_first_line(error)}; correct its type.") from None
+
+
+def _keys_beside(kind: type, full_key: str, prefix: str) -> list[str]:
+    """Return the keys, in full, that the block of a key knows."""
+    *blocks, _ = full_key.split(".")
+    for block in blocks:
+        (kind,) = (cast(type, each.default_factory) for each in dataclasses.fields(kind) if each.name == block)
+    return [prefix + ".".join([*blocks, each.name]) for each in dataclasses.fields(kind)]
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).split("\n", maxsplit=1)[0]

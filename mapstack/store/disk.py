@@ -1,0 +1,119 @@
+"""What the store asks of the disk: whole writes, files that appear at once, and room enough."""
+
+import errno
+import hashlib
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from mapstack.errors import StoreError
+from mapstack.store.layout import TEMPORARY
+
+# The maps are patients' data: the group may read them, nobody else. A stricter umask is respected.
+FOLDER_MODE = 0o770
+FILE_MODE = 0o640
+_CHUNK_BYTES = 4 * 1024**2
+
+
+class StoreDiskError(StoreError, OSError):
+    """The disk below a stack store is full, unreadable or failing; the OSError is the cause."""
+
+
+@contextmanager
+def disk_errors(folder: Path) -> Iterator[None]:
+    """Turn an OSError of the block into a StoreDiskError that says what it means for the store."""
+    try:
+        yield
+    except StoreDiskError:
+        raise
+    except OSError as error:
+        where = f", file '{os.path.basename(error.filename)}'" if isinstance(error.filename, str) else ""
+        reason = error.strerror or type(error).__name__
+        raise StoreDiskError(
+            f"stack store '{folder}' could not be read or written ({reason}{where}); every committed record is kept; "
+            "mend or free the disk, then start again with the same configuration to resume."
+        ) from error
+
+
+def write_all(fd: int, chunks: Iterable[bytes | memoryview]) -> None:
+    """Write every byte of the chunks, though the system may take a part of one at a time."""
+    for chunk in chunks:
+        rest = memoryview(chunk)
+        while rest.nbytes:
+            rest = rest[os.write(fd, rest) :]
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder durable: a file survives a power cut only when its name does too."""
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def write_atomic(path: Path, content: bytes) -> None:
+    """Replace a file so that a reader or a crash meets the old one or the new one, whole."""
+    temporary = path.with_name(path.name + TEMPORARY)
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, FILE_MODE)
+    try:
+        write_all(fd, [content])
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+    os.replace(temporary, path)
+    sync_folder(path.parent)
+
+
+def cut_file(path: Path, size: int) -> None:
+    """Cut a file to a size [bytes], durably."""
+    fd = os.open(path, os.O_WRONLY)
+    try:
+        os.ftruncate(fd, size)
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def make_folder(folder: Path) -> None:
+    """Create the folder of a store and its parents; one that exists keeps its mode."""
+    if not folder.is_dir():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(FOLDER_MODE, exist_ok=True)
+        sync_folder(folder.parent)
+
+
+def hash_range(fd: int, offset: int, size: int) -> str | None:
+    """Say the sha256 of a byte range of a file, read in chunks; None if the file ends before it."""
+    digest = hashlib.sha256()
+    buffer = memoryview(bytearray(min(_CHUNK_BYTES, size)))
+    end = offset + size
+    while offset < end:
+        n_read = os.preadv(fd, [buffer[: end - offset]], offset)
+        if not n_read:
+            return None
+        digest.update(buffer[:n_read])
+        offset += n_read
+    return digest.hexdigest()
+
+
+def check_space(folder: str | os.PathLike[str], n_bytes_needed: int) -> None:
+    """Refuse to start what the disk cannot hold.
+
+    Args:
+        folder: The store, which need not exist yet.
+        n_bytes_needed: What will be written [bytes].
+
+    Raises:
+        StoreDiskError: The disk has less room than that.
+    """
+    folder = Path(folder)
+    existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    n_bytes_free = shutil.disk_usage(existing).free
+    if n_bytes_needed > n_bytes_free:
+        raise StoreDiskError(
+            f"stack store '{folder}' needs {n_bytes_needed / 1e9:.1f} GB and its disk has {n_bytes_free / 1e9:.1f} GB "
+            "free; the whole store must fit; free the disk, or choose another output, codec, map_size or basis."
+        ) from OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

@@ -1,0 +1,145 @@
+"""The lock that keeps a folder to one job, with as many ranks as it has.
+
+`flock` on one file: the process that opens the store takes it exclusively (nobody else alive writes here), and then
+shares it with the ranks of its own job. The system drops the lock of a dead process by itself, so that no stale lock
+has to be judged by a pid or by a clock; what the file says is only told to the person who is refused.
+"""
+
+import fcntl
+import json
+import os
+import time
+import weakref
+from pathlib import Path
+from typing import Any, Self
+
+from mapstack.errors import StoreError
+from mapstack.store.disk import FILE_MODE, StoreDiskError, write_all
+from mapstack.store.layout import LOCK
+
+_MAX_BYTES = 1024**2
+
+
+class FolderLock:
+    """A hold on the folder of a stack store, kept until `release` or the end of the process."""
+
+    def __init__(self, folder: Path, fd: int) -> None:
+        """Wrap a file that is locked already; use `exclusive` or `join`."""
+        self._folder = folder
+        self._fd = fd
+        _HELD.add(self)
+
+    @classmethod
+    def exclusive(cls, folder: Path) -> Self:
+        """Take the folder for a new job.
+
+        Raises:
+            StoreError: A process of another job still holds it; the message says which.
+        """
+        fd = _lock(folder, os.O_CREAT, fcntl.LOCK_EX)
+        os.ftruncate(fd, 0)
+        write_all(fd, [_holder(rank=0)])
+        return cls(folder, fd)
+
+    @classmethod
+    def join(cls, folder: Path, run: int, rank: int) -> Self:
+        """Share the folder as one rank of the job that opened it.
+
+        Raises:
+            StoreError: No store was opened there, or another job has it by now.
+        """
+        fd = _lock(folder, 0, fcntl.LOCK_SH)
+        current = next((holder.get("run") for holder in _holders(fd)), None)
+        if current != run:
+            os.close(fd)
+            raise StoreError(
+                f"stack store '{folder}' was opened for run {current}, this writer belongs to run {run}; all ranks "
+                "write for the session that is open now; take `run` from it."
+            )
+        write_all(fd, [_holder(run=run, rank=rank)])
+        return cls(folder, fd)
+
+    def share(self, run: int) -> None:
+        """Let the ranks of this job join, as run number `run`.
+
+        Raises:
+            StoreError: Another job took the folder in between; this one has written no record yet.
+        """
+        os.ftruncate(self._fd, 0)
+        write_all(self._fd, [_holder(run=run, rank=0)])
+        _flock(self._folder, self._fd, fcntl.LOCK_SH)
+
+    def release(self) -> None:
+        """Give the folder back; again does nothing."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
+_HELD: weakref.WeakSet[FolderLock] = weakref.WeakSet()
+
+
+def _close_inherited() -> None:
+    # A forked data-loading worker shares its parent's lock, and would keep the folder locked after the parent died.
+    for lock in list(_HELD):
+        lock.release()
+
+
+os.register_at_fork(after_in_child=_close_inherited)
+
+
+def _lock(folder: Path, flags: int, operation: int) -> int:
+    try:
+        fd = os.open(folder / LOCK, os.O_RDWR | os.O_APPEND | flags, FILE_MODE)
+    except FileNotFoundError:
+        raise StoreError(
+            f"stack store '{folder}' has no {LOCK}; a rank writes into a store that rank 0 has opened; "
+            "call open_store_for_writing first."
+        ) from None
+    try:
+        _flock(folder, fd, operation)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def _flock(folder: Path, fd: int, operation: int) -> None:
+    try:
+        fcntl.flock(fd, operation | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise StoreError(
+            f"stack store '{folder}' is being written by {_describe(fd)}; one job writes to a store at a time; "
+            "wait for it or end it, or use another output folder."
+        ) from None
+    except OSError as error:
+        raise StoreDiskError(
+            f"the file system of stack store '{folder}' cannot lock a file ({error.strerror}); without a lock two jobs "
+            "could write there at once; mount it with flock, or use another output folder."
+        ) from error
+
+
+def _holder(**numbers: int) -> bytes:
+    started = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    holder = {"host": os.uname().nodename, "pid": os.getpid(), "started": started, **numbers}
+    return json.dumps(holder).encode() + b"\n"
+
+
+def _holders(fd: int) -> list[dict[str, Any]]:
+    holders = []
+    for line in os.pread(fd, _MAX_BYTES, 0).splitlines():
+        try:
+            holder = json.loads(line)
+        except ValueError:  # the holder is writing this line now
+            continue
+        if isinstance(holder, dict):
+            holders.append(holder)
+    return holders
+
+
+def _describe(fd: int) -> str:
+    holders = [
+        f"host {holder.get('host')}, pid {holder.get('pid')} (rank {holder.get('rank')}, since {holder.get('started')})"
+        for holder in _holders(fd)
+    ]
+    return " and ".join(holders) or "a job that is just starting"

@@ -1,0 +1,133 @@
+"""A stack as a record of the store, and back."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from mapstack.basis import Basis
+from mapstack.errors import StoreError
+from mapstack.explainer import Explainer
+from mapstack.methods import Occlusion, Sweep, Windows
+from mapstack.stack import OcclusionStack, Stack
+from mapstack.store import Record, decode, encode
+
+Arrays = dict[str, NDArray[Any]]
+
+
+def describe_store(explainer: Explainer, basis: Basis | None, *, codec: str, shards_digest: str) -> dict[str, Any]:
+    """Return the manifest of the stacks that an explainer makes: `identity` decides every byte of the records.
+
+    Args:
+        explainer: Model, method and form of the maps.
+        basis: None for the axes. The rows themselves are stored beside the manifest.
+        codec: How dense stacks are encoded.
+        shards_digest: Names the input shards.
+    """
+    is_factored = isinstance(explainer.method, Occlusion)
+    serves_both = explainer.method.one_stack_serves_both and (is_factored or basis is None)
+    return {
+        "identity": {
+            "weights": explainer.model.fingerprint,
+            "method": explainer.method.describe(),
+            "form": "occlusion" if is_factored else "dense",
+            "basis": "axes" if basis is None else "prompts",
+            "normalize": "both" if serves_both else explainer.normalize,
+            "map_size": None if is_factored else explainer.frame_size,
+            "codec": "float32" if is_factored else codec,
+            "seed": explainer.seed,
+            "shards": shards_digest,
+        },
+        "image_size": explainer.model.preprocessing.image_size,
+        "embed_dim": explainer.model.embed_dim,
+        "logit_scale": explainer.model.logit_scale,
+        "completeness": explainer.method.completeness,
+        "is_linear": explainer.method.is_linear,
+        "note": explainer.model.note,
+        "basis_centre": None if basis is None else basis.centre.tolist(),
+    }
+
+
+def stack_arrays(stack: Stack | OcclusionStack, *, codec: str) -> Arrays:
+    """Return what the store keeps of the stack of one picture.
+
+    Raises:
+        InputError: It holds NaN or infinity.
+    """
+    if isinstance(stack, OcclusionStack):
+        baseline: Tensor | None = stack.sweep.at_baseline[0]
+        arrays = {"scores": _to_numpy(stack.sweep.occluded[0])}
+    else:
+        baseline = None if stack.baseline_embedding is None else stack.baseline_embedding[0]
+        arrays = encode(_to_numpy(stack.values[0]), codec)
+    arrays["embedding"] = _to_numpy(stack.embedding[0])
+    if baseline is not None:
+        arrays["baseline_embedding"] = _to_numpy(baseline)
+    return arrays
+
+
+def stack_info(stack: Stack | OcclusionStack) -> dict[str, Any]:
+    """Return what the record's JSON says of how well the stack of one picture was made."""
+    if isinstance(stack, OcclusionStack):
+        return {}
+    info: dict[str, Any] = {}
+    if stack.n_steps:
+        info["n_steps"] = stack.n_steps[0]
+    if stack.is_converged:
+        info["is_converged"] = stack.is_converged[0]
+    if stack.baseline_embedding is not None:
+        rows = torch.eye(stack.embedding.shape[1]).to(stack.embedding) if stack.basis is None else stack.basis.rows
+        delta = stack.values.sum(dim=(-2, -1))[0] - rows @ (stack.read_picture() - stack.baseline_embedding)[0]
+        info["convergence_delta"] = delta.tolist()
+    return info
+
+
+def read_basis(manifest: Mapping[str, Any], rows: NDArray[Any] | None) -> Basis | None:
+    """Return the basis of a store; None for the axes."""
+    if rows is None:
+        return None
+    return Basis(torch.from_numpy(np.array(rows)), torch.tensor(manifest["basis_centre"]))
+
+
+def read_stack(
+    record: Record, manifest: Mapping[str, Any], basis: Basis | None, *, normalize: bool, map_size: int | None = None
+) -> Stack | OcclusionStack:
+    """Return the stack of one picture from its record.
+
+    Args:
+        record: From the store.
+        manifest: Of the same store.
+        basis: `read_basis` of the same store.
+        normalize: What the maps shall explain; most stacks serve only the one that they were made for.
+        map_size: Side of the maps of a factored stack [px]; None for the model's frame. A dense one keeps its own.
+
+    Raises:
+        InputError: The stack does not serve `normalize`.
+        StoreError: The record is of no known form.
+    """
+    identity = manifest["identity"]
+    arrays = {name: record.arrays[name] for name in record.arrays}
+    embedding = torch.from_numpy(arrays["embedding"])[None]
+    baseline = torch.from_numpy(arrays["baseline_embedding"])[None] if "baseline_embedding" in arrays else None
+    if identity["form"] == "dense":
+        values = torch.from_numpy(decode(arrays, identity["codec"]))[None]
+        is_raw = identity["normalize"] == "both"
+        made_for = normalize if is_raw else identity["normalize"]
+        stack = Stack(embedding, made_for, values, basis=basis, baseline_embedding=baseline, is_raw=is_raw)
+        return stack.explaining(normalize=normalize)
+    if identity["form"] != "occlusion" or baseline is None:
+        raise StoreError(
+            f"record form '{identity['form']}' is unknown; it is dense or occlusion; use a newer mapstack."
+        )
+    method = identity["method"]
+    windows = Windows(manifest["image_size"], method["sliding_window_shapes"], method["strides"])
+    sweep = Sweep(embedding, torch.from_numpy(arrays["scores"])[None], baseline, windows)
+    return OcclusionStack(embedding, normalize, sweep, map_size or windows.image_size)
+
+
+def _to_numpy(tensor: Tensor) -> NDArray[np.float32]:
+    array: NDArray[np.float32] = tensor.detach().float().cpu().numpy()
+    return array

@@ -1,0 +1,124 @@
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from mapstack.errors import StoreError
+from mapstack.store import StoreDiskError, StoreWriter, open_store_for_writing
+
+HOLD = """
+import sys, time
+from mapstack.store import StoreWriter, open_store_for_writing
+session = open_store_for_writing(sys.argv[1], {"identity": {"model": {"fingerprint": "3f2a"},
+    "method": {"name": "occlusion", "n_steps": 20}, "seed": 0}})
+print(session.run, flush=True)
+time.sleep(60)
+"""
+JOIN = """
+import sys, time
+from mapstack.store import StoreWriter
+writer = StoreWriter(sys.argv[1], 1, 1)
+print("joined", flush=True)
+time.sleep(60)
+"""
+
+
+def start(code: str, folder: Path) -> subprocess.Popen[str]:
+    job = subprocess.Popen([sys.executable, "-c", code, str(folder)], stdout=subprocess.PIPE, text=True)
+    assert job.stdout is not None
+    assert job.stdout.readline()
+    return job
+
+
+def kill(job: subprocess.Popen[str]) -> None:
+    job.send_signal(signal.SIGKILL)
+    job.communicate()
+
+
+def test_w4_a_second_job_is_refused_at_once_and_told_who(tmp_path: Path, manifest):
+    folder = tmp_path / "store"
+    job = start(HOLD, folder)
+    try:
+        begun = time.monotonic()
+        with pytest.raises(StoreError, match=f"is being written by host {os.uname().nodename}, pid {job.pid} .rank 0"):
+            open_store_for_writing(folder, manifest)
+        with pytest.raises(StoreError, match="one job writes to a store at a time"):
+            open_store_for_writing(folder, manifest, overwrite=True)
+        assert time.monotonic() - begun < 1
+    finally:
+        kill(job)
+    open_store_for_writing(folder, manifest).close()  # the lock of a dead holder is free
+
+
+def test_w4_a_rank_that_outlived_its_job_still_holds_the_store(tmp_path: Path, manifest):
+    folder = tmp_path / "store"
+    opener = start(HOLD, folder)
+    rank = start(JOIN, folder)
+    kill(opener)
+    try:
+        with pytest.raises(StoreError, match=rf"pid {rank.pid} \(rank 1, since"):
+            open_store_for_writing(folder, manifest)
+    finally:
+        kill(rank)
+    open_store_for_writing(folder, manifest).close()
+
+
+def test_a_closed_session_lets_the_next_one_in(tmp_path: Path, manifest):
+    folder = tmp_path / "store"
+    with open_store_for_writing(folder, manifest), pytest.raises(StoreError, match="is being written by"):
+        open_store_for_writing(folder, manifest)
+    session = open_store_for_writing(folder, manifest)
+    session.close()
+    session.close()
+    open_store_for_writing(folder, manifest).close()
+
+
+def test_a_forked_data_worker_does_not_keep_the_lock(tmp_path: Path, manifest):
+    folder = tmp_path / "store"
+    session = open_store_for_writing(folder, manifest)
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.write(writer, b"x")
+        signal.pause()
+        os._exit(0)
+    try:
+        assert os.read(reader, 1) == b"x"
+        with pytest.raises(StoreError, match="is being written by"):  # the parent holds it as before
+            open_store_for_writing(folder, manifest)
+        session.close()
+        open_store_for_writing(folder, manifest).close()
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        os.close(reader)
+        os.close(writer)
+
+
+def test_a_writer_of_another_run_is_refused(tmp_path: Path, manifest):
+    folder = tmp_path / "store"
+    with (
+        open_store_for_writing(folder, manifest),
+        pytest.raises(StoreError, match="was opened for run 1, this writer belongs to run 7"),
+    ):
+        StoreWriter(folder, 7, 1)
+
+
+def test_a_writer_needs_an_open_store(tmp_path: Path):
+    with pytest.raises(StoreError, match=r"has no store.lock; a rank writes into a store that rank 0 has opened"):
+        StoreWriter(tmp_path, 1, 0)
+
+
+def test_a_file_system_without_locks_is_refused(tmp_path: Path, manifest, monkeypatch):
+    def unsupported(*_: object) -> None:
+        raise OSError(38, "Function not implemented")
+
+    monkeypatch.setattr("fcntl.flock", unsupported)
+    with pytest.raises(
+        StoreDiskError, match=r"cannot lock a file \(Function not implemented\); without a lock two jobs"
+    ):
+        open_store_for_writing(tmp_path / "store", manifest)

@@ -1,0 +1,60 @@
+"""The progress bar: images, images/s, time left, bytes written."""
+
+import sys
+from typing import Any
+
+import lightning
+from lightning.pytorch.callbacks import ProgressBar
+from tqdm import tqdm
+
+from train_like.data import ShardData
+from train_like.source import share
+from train_like.writer import StoreCallback
+
+
+class ExtractionProgress(ProgressBar):
+    """Counts the samples of rank 0, whose share stands for all."""
+
+    def __init__(self, store: StoreCallback) -> None:
+        super().__init__()
+        self._store = store
+        self._is_enabled = True
+        self._bar: tqdm[Any] | None = None
+
+    def disable(self) -> None:
+        """Show nothing; Lightning calls it on the other ranks."""
+        self._is_enabled = False
+
+    def on_predict_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Show the bar."""
+        data: ShardData = trainer.datamodule  # type: ignore[attr-defined]
+        n_samples = len(share(data.entries, trainer.global_rank, trainer.world_size))
+        label = "extract" if trainer.world_size == 1 else f"extract (rank 0 of {trainer.world_size})"
+        self._bar = tqdm(
+            total=n_samples, desc=label, unit="image", file=sys.stderr, disable=not self._is_enabled, dynamic_ncols=True
+        )
+
+    def on_predict_batch_end(self, trainer: lightning.Trainer, *_: Any, **__: Any) -> None:
+        """Advance by the samples of the batch."""
+        if self._bar is not None:
+            self._bar.set_postfix_str(f"{format_bytes(self._store.n_bytes)} written", refresh=False)
+            self._bar.update(self._store.n_seen - self._bar.n)
+
+    def on_predict_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Leave the bar as it is."""
+        if self._bar is not None:
+            self._bar.close()
+
+
+def format_bytes(n_bytes: float) -> str:
+    """Write a size for people.
+
+    Example:
+        >>> format_bytes(51_380_224)
+        '51.4 MB'
+    """
+    for unit in ("B", "kB", "MB", "GB"):
+        if n_bytes < 1000:
+            return f"{n_bytes:.3g} {unit}"
+        n_bytes /= 1000
+    return f"{n_bytes:.3g} TB"

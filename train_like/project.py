@@ -1,0 +1,159 @@
+"""`project`: stack store + prompts -> maps, without the image model."""
+
+import io
+import json
+import sys
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from mapstack.figures import overlay_figure, save
+from tqdm import tqdm
+
+from mapstack.basis import Basis
+from mapstack.config import Config
+from mapstack.errors import ConfigError, StoreError
+from mapstack.geometry import Geometry
+from mapstack.models import load_text_tower
+from mapstack.readouts import TextReadout
+from mapstack.stack import OcclusionStack, Stack
+from mapstack.store import Record, Store, member_name
+from mapstack.stored_stack import read_basis, read_stack
+from train_like.errors import DONE
+from train_like.pictures import ShardPictures
+from train_like.result import Result
+
+_KEPT = ("n_steps", "is_converged", "geometry", "sha256")  # what a map's json repeats of its record
+
+
+@dataclass(frozen=True)
+class Projection:
+    """The maps of one sample, with what their json says of them."""
+
+    key: str
+    maps: torch.Tensor
+    geometry: Geometry
+    info: dict[str, Any]
+
+
+def project(config: Config) -> Result:
+    """Write the map of every configured text for every sample of the store.
+
+    For each sample: `KEY.maps.npy` (texts, height, width; model-input frame), `KEY.json` (names, logits, residuals)
+    and, where pictures are asked for, `KEY.NUMBER-NAME.png`, the overlay on the original picture.
+
+    Raises:
+        ConfigError: No texts are configured.
+        SpanError: A text lies outside the span of the store's basis.
+        StoreError: The store is damaged, or was written with other weights than the configured checkpoint's.
+    """
+    store = Store(config.output)
+    readout = _make_readout(config, store)
+    basis = read_basis(store.manifest, store.basis)
+    if basis is not None:
+        basis.require(readout.span, config.project.span_tolerance)
+    pictures = ShardPictures(config.data) if config.project.pictures else None
+    output = Path(config.project.output)
+    output.mkdir(parents=True, exist_ok=True)
+    keys = list(islice(store.keys(), config.project.limit))
+    worst = 0.0
+    for key in tqdm(keys, desc="project", unit="image", file=sys.stderr):
+        projection = project_record(store.read(key, check=True), store.manifest, basis, readout, config.stack.map_size)
+        worst = max([worst, *(abs(value) for value in projection.info["residual"] or [])])
+        _write(projection, output)
+        if pictures is not None:
+            _draw(projection, pictures.read(key), output, store.manifest)
+    summary = {"output": str(output), "samples": len(keys), "texts": readout.n_rows, "largest_residual": worst}
+    return Result(DONE, summary)
+
+
+def _make_readout(config: Config, store: Store) -> TextReadout:
+    groups = config.prompts.groups()
+    if not groups:
+        raise ConfigError("no prompts are configured; a map needs a text; set prompts.file or prompts.texts.")
+    text = load_text_tower(
+        config.model.name,
+        config.model.checkpoint,
+        prompt_padding=config.model.prompt_padding,  # type: ignore[arg-type]
+    )
+    written_with = store.manifest["identity"]["weights"]
+    if text.fingerprint != written_with:
+        raise StoreError(
+            f"stack store '{config.output}' was written with weights {written_with[:12]}..., the checkpoint has "
+            f"{text.fingerprint[:12]}...; texts must come from the same model; set model.checkpoint to that one."
+        )
+    return TextReadout(groups, text, normalize=config.stack.normalize)
+
+
+def project_record(
+    record: Record, manifest: dict[str, Any], basis: Basis | None, readout: TextReadout, map_size: int | None
+) -> Projection:
+    """Return the maps of one stored stack for the texts of a readout."""
+    stack = read_stack(record, manifest, basis, normalize=readout.normalize, map_size=map_size)
+    directions = readout.directions_at(stack.embedding)
+    maps = stack.project(directions)
+    residual = stack.residual(maps, directions)
+    info = {
+        "names": [group.name for group in readout.groups],
+        "logits": readout.logits(stack.embedding)[0].tolist(),
+        "residual": None if residual is None else residual[0].tolist(),
+        "completeness": manifest["completeness"],
+        "linear": bool(manifest["is_linear"] and readout.is_linear),
+        "route": record.info["route"],
+        "method": manifest["identity"]["method"]["name"],
+        "normalize": readout.normalize,
+        **_describe_span(stack, directions),
+        **{name: record.info[name] for name in _KEPT if name in record.info},
+    }
+    return Projection(record.key, maps[0], Geometry.from_dict(record.info["geometry"]), info)
+
+
+def _describe_span(stack: Stack | OcclusionStack, directions: torch.Tensor) -> dict[str, Any]:
+    if isinstance(stack, OcclusionStack) or stack.basis is None:
+        return {}
+    return {
+        "share_outside_span": stack.basis.share_outside(directions[0]).tolist(),
+        "missing_share": stack.missing_share(directions)[0].tolist(),
+    }
+
+
+def _write(projection: Projection, output: Path) -> None:
+    name = member_name(projection.key)
+    buffer = io.BytesIO()
+    np.save(buffer, projection.maps.float().numpy(), allow_pickle=False)
+    (output / f"{name}.maps.npy").write_bytes(buffer.getvalue())
+    text = json.dumps({"key": projection.key, **projection.info}, allow_nan=False, indent=2)
+    (output / f"{name}.json").write_text(text + "\n", encoding="utf-8")
+
+
+def _draw(projection: Projection, picture: Any, output: Path, manifest: dict[str, Any]) -> None:
+    maps = projection.geometry.to_original(projection.maps).numpy()
+    for number, (name, attribution) in enumerate(zip(projection.info["names"], maps, strict=True)):
+        figure = overlay_figure(
+            picture,
+            attribution,
+            title=f"{name}: logit {projection.info['logits'][number]:.2f}",
+            unit=map_unit(manifest["identity"]["method"]["name"]),
+            caption=manifest["note"] or None,
+        )
+        save(figure, output / f"{member_name(projection.key)}.{number:03d}-{slug(name)}.png")
+
+
+def map_unit(method: str) -> str:
+    """Return the unit of a method's maps, for colour bars."""
+    slopes = ("gradient", "saliency")
+    return "logit per unit of brightness" if method in slopes else "logit"
+
+
+def slug(name: str) -> str:
+    """Turn a name into a part of a file name.
+
+    Example:
+        >>> slug("Pleural Effusion 3")
+        'pleural-effusion-3'
+    """
+    words = "".join(letter if letter.isascii() and letter.isalnum() else " " for letter in name.lower()).split()
+    return "-".join(words)[:60] or "text"

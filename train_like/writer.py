@@ -1,0 +1,190 @@
+"""Writing what the loop makes: opens the store, commits every batch, closes the account."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning
+from lightning.pytorch.callbacks import BasePredictionWriter
+
+from mapstack.errors import MapstackError
+from mapstack.store import StoreSession, StoreWriter, Totals, finish, open_store_for_writing, record_failure
+from train_like.data import ShardData
+from train_like.errors import StoppedError, TerminatedError
+from train_like.index import Problem, ShardIndex
+from train_like.module import StackRecord
+from train_like.signals import TerminationFlag
+from train_like.source import Failure
+
+_MIN_SAMPLES_BEFORE_ABORT = 100
+
+
+class StoreCallback(BasePredictionWriter):
+    """The store's side of the loop.
+
+    Rank 0 opens the store and counts at the end; every rank writes its own parts. What rank 0 decides is told to the
+    others, so that all go on or all stop.
+
+    Args:
+        folder: The store.
+        manifest: See `open_store_for_writing`.
+        basis: Rows of the basis; None for the axes.
+        index: All samples of the job.
+        overwrite: Discard what the folder holds.
+        max_bad_share: Stop when more than this share of this rank's samples is bad.
+
+    Attributes:
+        totals: The account, after the loop.
+        n_computed: Stacks that this rank made.
+        n_bytes: Bytes that this rank wrote.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        manifest: dict[str, Any],
+        basis: Any,
+        index: ShardIndex,
+        *,
+        overwrite: bool,
+        max_bad_share: float,
+    ) -> None:
+        super().__init__(write_interval="batch")
+        self._folder = folder
+        self._manifest = manifest
+        self._basis = basis
+        self._index = index
+        self._overwrite = overwrite
+        self._max_bad_share = max_bad_share
+        self._session: StoreSession | None = None
+        self._writer: StoreWriter | None = None
+        self._termination = TerminationFlag()
+        self._n_bad = 0
+        self.totals: Totals | None = None
+        self.n_computed = 0
+        self.n_bytes = 0
+
+    def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
+        """Open the store on rank 0, join it on the others, and hand the loader what is still to do."""
+        run, done = _from_rank_0(trainer, self._open)
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        if not isinstance(data, ShardData):
+            raise TypeError(f"trainer has {type(data).__name__} as data; a store is filled from ShardData.")
+        data.entries = [entry for entry in self._index.entries if entry.key not in done]
+        self._writer = StoreWriter(self._folder, run, trainer.global_rank)
+
+    def _open(self) -> tuple[int, frozenset[str]]:
+        self._session = open_store_for_writing(
+            self._folder,
+            self._manifest,
+            self._overwrite,
+            basis=self._basis,
+            expected=self._index.n_expected,
+        )
+        for key, problem in name_problems(self._index).items():
+            if key not in self._session.failed:
+                record_failure(self._folder, key, problem.shard, problem.reason)
+        return self._session.run, self._session.done
+
+    def on_predict_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Take SIGTERM over from Lightning, which would only note it."""
+        self._termination.listen()
+
+    def write_on_batch_end(
+        self,
+        trainer: lightning.Trainer,
+        pl_module: lightning.LightningModule,
+        prediction: Sequence[StackRecord | Failure],
+        batch_indices: Sequence[int] | None,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int,
+    ) -> None:
+        """Write and commit a batch.
+
+        Raises:
+            StoppedError: Too many samples are bad.
+            TerminatedError: SIGTERM has come; the batch is safe.
+        """
+        writer = self._require_writer()
+        for result in prediction:
+            if isinstance(result, Failure):
+                record_failure(self._folder, result.key, result.shard, result.reason)
+                self._n_bad += 1
+            else:
+                self.n_bytes += writer.write(result.key, result.arrays, result.info)
+                self.n_computed += 1
+        writer.commit()
+        if self._termination.is_set:
+            raise TerminatedError("SIGTERM came; the batch in work is committed; run the same command to go on.")
+        self._check_share()
+
+    @property
+    def n_seen(self) -> int:
+        """Samples that this rank is through with."""
+        return self.n_computed + self._n_bad
+
+    def _check_share(self) -> None:
+        seen = self.n_seen
+        if seen >= _MIN_SAMPLES_BEFORE_ABORT and self._n_bad > self._max_bad_share * seen:
+            raise StoppedError(
+                f"{self._n_bad} of {seen} samples are bad; at most {self._max_bad_share:.1%} may be; see errors.jsonl, "
+                "or raise data.max_bad_share."
+            )
+
+    def on_predict_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Seal the parts of every rank, then count."""
+        self._require_writer().close()
+        trainer.strategy.barrier("stores are sealed")
+        self.totals = _from_rank_0(trainer, self._count)
+
+    def _count(self) -> Totals:
+        if self._session is None:
+            raise RuntimeError("the store was never opened.")
+        return finish(self._session, self._index.n_expected)
+
+    def teardown(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
+        """Give the store back, however the loop ended."""
+        self.close()
+
+    def close(self) -> None:
+        """Close the writer and the session; again does nothing."""
+        if self._writer is not None:
+            self._writer.close()
+        if self._session is not None:
+            self._session.close()
+        self._termination.ignore()
+
+    def _require_writer(self) -> StoreWriter:
+        if self._writer is None:
+            raise RuntimeError("the store was never opened.")
+        return self._writer
+
+
+def name_problems(index: ShardIndex) -> dict[str, Problem]:
+    """Name each problem for the list of failures, so that it is counted once and hides no sample.
+
+    A damaged shard has no key, and a key that comes again belongs to a sample that may well be done.
+    """
+    keys = {entry.key for entry in index.entries}
+    named: dict[str, Problem] = {}
+    for problem in index.problems:
+        name = problem.key
+        if name is None or name in keys or name in named:
+            name = f"{name or 'shard'} [{len(named)} in {problem.shard}]"
+        named[name] = problem
+    return named
+
+
+def _from_rank_0(trainer: lightning.Trainer, action: Callable[[], Any]) -> Any:
+    """Run an action on rank 0 and give its result, or its error, to every rank."""
+    outcome: tuple[Any, MapstackError | None] = (None, None)
+    if trainer.is_global_zero:
+        try:
+            outcome = (action(), None)
+        except MapstackError as error:
+            outcome = (None, error)
+    result, refusal = trainer.strategy.broadcast(outcome, src=0)
+    if refusal is not None:
+        raise refusal
+    return result
