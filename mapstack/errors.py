@@ -36,6 +36,10 @@ class StoreError(MapstackError, RuntimeError):
     """A stack store is damaged, held by another job, or belongs to another configuration."""
 
 
+class StoreDiskError(StoreError, OSError):
+    """The disk below a stack store is full, unreadable or failing; the OSError is the cause."""
+
+
 class ShardError(MapstackError, ValueError):
     """An input shard is damaged or refused."""
 

@@ -22,8 +22,8 @@ Attribution: TypeAlias = Float[np.ndarray, "height width"]
 PERCENTILE = 99.5
 """The share of a map's pixels, by strength, that a scale covers where no limit is given [%]."""
 
-_MAX_OPACITY = 0.8
-# Below 1, so that weak attributions are seen as well.
+# The anatomy stays visible under the strongest attribution; the exponent, below 1, lets weak ones be seen as well.
+_MAX_OPACITY = 0.7
 _OPACITY_EXPONENT = 0.75
 _LEVELS = 256
 # Red, green, blue [0, 255] at equal distances from nothing to the limit.
@@ -115,7 +115,7 @@ def blend(picture: Picture, attribution: Attribution, scale: Scale) -> UInt8[np.
     Example:
         >>> grey = np.full((1, 3), 100, np.uint8)
         >>> blend(grey, np.array([[-1.0, 0.0, 1.0]]), Scale(1.0, True, False))[0].tolist()  # blue, untouched, red
-        [[36, 56, 200], [100, 100, 100], [200, 28, 40]]
+        [[44, 62, 188], [100, 100, 100], [188, 37, 48]]
     """
     rgb = np.broadcast_to(picture[..., None] if picture.ndim == 2 else picture, (*picture.shape[:2], 3))
     if scale.limit == 0:
@@ -123,8 +123,7 @@ def blend(picture: Picture, attribution: Attribution, scale: Scale) -> UInt8[np.
     # A limit far below the values: they end up at it all the same.
     with np.errstate(over="ignore"):
         share = np.clip(_floats(attribution) / scale.limit, -1, 1)
-    # Rounded up: whatever is not zero is seen, as far as 8 bits can show it.
-    level = np.ceil(np.abs(share) * (_LEVELS - 1)).astype(np.uint8)
+    level = np.rint(np.abs(share) * (_LEVELS - 1)).astype(np.uint8)
     opacity = (_MAX_OPACITY * np.linspace(0, 1, _LEVELS, dtype=np.float32) ** _OPACITY_EXPONENT)[level][..., None]
     if scale.signed:
         colour = np.where((share < 0)[..., None], _table(_NEGATIVE)[level], _table(_POSITIVE)[level])
@@ -133,7 +132,9 @@ def blend(picture: Picture, attribution: Attribution, scale: Scale) -> UInt8[np.
     return np.rint(rgb + opacity * (colour - rgb)).astype(np.uint8)
 
 
-def overlay_png(picture: Picture, attribution: Attribution, *, limit: float | None = None, signed: bool = True) -> bytes:
+def overlay_png(
+    picture: Picture, attribution: Attribution, *, limit: float | None = None, signed: bool = True
+) -> bytes:
     """Return a heat map as a PNG file of the picture's exact size, without axes or text.
 
     Args:
@@ -160,4 +161,6 @@ def _floats(attribution: Attribution) -> Float[np.ndarray, "height width"]:
 def _table(stops: Sequence[tuple[int, int, int]]) -> Float[np.ndarray, "levels 3"]:
     """Interpolate colours at equal distances to one colour per level."""
     at, places = np.linspace(0, 1, _LEVELS), np.linspace(0, 1, len(stops))
-    return np.stack([np.interp(at, places, channel) for channel in zip(*stops, strict=True)], axis=-1).astype(np.float32)
+    return np.stack([np.interp(at, places, channel) for channel in zip(*stops, strict=True)], axis=-1).astype(
+        np.float32
+    )

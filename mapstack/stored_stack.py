@@ -47,7 +47,8 @@ def describe_store(explainer: Explainer, basis: Basis | None, *, codec: str, sha
         "completeness": explainer.method.completeness,
         "is_linear": explainer.method.is_linear,
         "note": explainer.model.note,
-        "basis_centre": None if basis is None else basis.centre.tolist(),
+        # The centre lies in the span, so its coordinates say it all.
+        "basis_centre": None if basis is None else basis.coordinates(basis.centre).tolist(),
     }
 
 
@@ -89,7 +90,8 @@ def read_basis(manifest: Mapping[str, Any], rows: NDArray[Any] | None) -> Basis 
     """Return the basis of a store; None for the axes."""
     if rows is None:
         return None
-    return Basis(torch.from_numpy(np.array(rows)), torch.tensor(manifest["basis_centre"]))
+    directions = torch.from_numpy(np.array(rows))
+    return Basis(directions, torch.tensor(manifest["basis_centre"]) @ directions)
 
 
 def read_stack(

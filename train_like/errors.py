@@ -1,7 +1,6 @@
 """How a job ends before its work is done, and the exit code of each way."""
 
-from mapstack.errors import MapstackError, StoreError
-from mapstack.store import StoreDiskError
+from mapstack.errors import MapstackError, StoreDiskError, StoreError
 
 DONE, SOME_FAILED, WRONG_USE, WRONG_STORE, STOPPED, TERMINATED = 0, 1, 2, 3, 4, 143
 

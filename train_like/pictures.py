@@ -45,6 +45,11 @@ class ShardPictures:
         sample = self.read_sample(key)
         return decode(next(sample[suffix] for suffix in IMAGE_SUFFIXES if suffix in sample))
 
+    def read_boxes(self, key: str) -> list[tuple[int, int, int, int]]:
+        """Read the boxes of a sample's findings: (row0, column0, row1, column1), half-open, original-image frame."""
+        findings = self.read_sample(key).get("json", {}).get("findings", [])
+        return [tuple(finding["box"]) for finding in findings if finding.get("box")]
+
     def read(self, key: str) -> NDArray[np.uint8]:
         """Read the pixels of a picture, original-image frame."""
         return np.asarray(self.read_picture(key).image)

@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from mapstack.figures import overlay_figure, save
 from tqdm import tqdm
 
 from mapstack.basis import Basis
 from mapstack.config import Config
 from mapstack.errors import ConfigError, StoreError
+from mapstack.figures import overlay_figure, save
 from mapstack.geometry import Geometry
 from mapstack.models import load_text_tower
 from mapstack.readouts import TextReadout

@@ -4,15 +4,16 @@ import functools
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mapstack.baselines import baseline, baseline_distribution
+from mapstack.baselines import DEFAULT_DISTRIBUTION, baseline, baseline_distribution, reference_baselines
 from mapstack.errors import ConfigError
-from mapstack.images import Inputs
+from mapstack.images import Inputs, Prepared, Preprocessing, prepare, read
 from mapstack.methods.base import Attribution, Method
 from mapstack.methods.engine import row_gradients
 from mapstack.models.base import EmbeddingModel, normalised
@@ -149,7 +150,7 @@ class IntegratedGradients(Method):
 
         total: Tensor = torch.zeros(check.n_rows, dtype=end.dtype, device=end.device)
         for chunk in self._points(start[None], end[None], [n_steps]):
-            _, slope = torch.func.jvp(read, (chunk.position,), (chunk.step,))
+            slope = torch.func.jvp(read, (chunk.position,), (chunk.step,))[1]
             total = total + chunk.weight @ slope
         return total.detach()
 
@@ -166,6 +167,7 @@ class GradientShap(Method):
         stdevs: Standard deviation of the noise on the picture, in units of normalised brightness. The padding gets
             none.
         baselines: Names of `mapstack.baselines` that the draws choose from.
+        reference_pictures: Paths of PNG or JPEG files, such as normal radiographs, that they choose from instead.
         internal_batch_size: Draws that are run at once.
         rows_per_pass: Rows that one batched vector-Jacobian product takes.
 
@@ -176,7 +178,8 @@ class GradientShap(Method):
 
     n_samples: int = 20
     stdevs: float = 0.09
-    baselines: tuple[str, ...] = ("black", "white", "mean", "noise")
+    baselines: tuple[str, ...] = DEFAULT_DISTRIBUTION
+    reference_pictures: tuple[str, ...] = ()
     internal_batch_size: int = 8
     rows_per_pass: int = 16
 
@@ -187,8 +190,11 @@ class GradientShap(Method):
         self, model: EmbeddingModel, inputs: Inputs, readout: Readout, *, seed: int, check: Readout
     ) -> Attribution:
         pixel_values = inputs.pixel_values
-        candidates = baseline_distribution(self.baselines, inputs, model.preprocessing, seed).to(pixel_values)
-        draws = [draw_shap(self, seed, *each) for each in zip(inputs.sha256, inputs.content, strict=True)]
+        candidates = self._candidates(inputs, model.preprocessing, seed).to(pixel_values)
+        draws = [
+            draw_shap(self, seed, sha256, content, n_baselines=candidates.shape[1])
+            for sha256, content in zip(inputs.sha256, inputs.content, strict=True)
+        ]
         with torch.no_grad():
             embedding = model.embed_images(pixel_values)
             at_baselines = torch.stack([model.embed_images(each) for each in candidates])
@@ -201,6 +207,18 @@ class GradientShap(Method):
             baseline_readout=readout(chosen).mean(dim=1),
             baseline_embedding=(normalised(chosen) if readout.normalize else chosen).mean(dim=1),
         )
+
+    def describe(self) -> dict[str, Any]:
+        """Name the reference pictures by their content, wherever they lie."""
+        digests = [read(path).sha256 for path in self.reference_pictures]
+        return {**super().describe(), "reference_pictures": digests}
+
+    def _candidates(
+        self, inputs: Inputs, preprocessing: Preprocessing, seed: int
+    ) -> Float[Tensor, "batch n_baselines channels height width"]:
+        if not self.reference_pictures:
+            return baseline_distribution(self.baselines, inputs, preprocessing, seed)
+        return reference_baselines(_prepare_references(self.reference_pictures, preprocessing), inputs)
 
     def _points(self, pixel_values: Tensor, candidates: Tensor, draws: Sequence["ShapDraws"]) -> Iterator[Points]:
         pairs = [(i, k) for i in range(len(pixel_values)) for k in range(self.n_samples)]
@@ -223,7 +241,7 @@ class ShapDraws:
     choice: Tensor
 
 
-def draw_shap(method: GradientShap, seed: int, sha256: str, content: Tensor) -> ShapDraws:
+def draw_shap(method: GradientShap, seed: int, sha256: str, content: Tensor, *, n_baselines: int) -> ShapDraws:
     """Draw for one picture, on the CPU, so that every device and every rank sees the same.
 
     Args:
@@ -231,13 +249,19 @@ def draw_shap(method: GradientShap, seed: int, sha256: str, content: Tensor) -> 
         seed: Of the run.
         sha256: Of the picture's bytes.
         content: Boolean `[height, width]`, True where there is picture and not padding.
+        n_baselines: How many baselines there are to choose from.
     """
     source = generator(seed, sha256, "gradient_shap")
     n, (height, width) = method.n_samples, content.shape
     noise = torch.randn(n, 1, height, width, generator=source) * method.stdevs * content.cpu()
     position = torch.rand(n, generator=source)
-    choice = torch.randint(len(method.baselines), (n,), generator=source)
+    choice = torch.randint(n_baselines, (n,), generator=source)
     return ShapDraws(noise, position, choice)
+
+
+@functools.lru_cache(maxsize=4)
+def _prepare_references(paths: tuple[str, ...], preprocessing: Preprocessing) -> list[Prepared]:
+    return [prepare(read(path), preprocessing) for path in paths]
 
 
 @functools.cache

@@ -4,7 +4,7 @@ Needs numpy and nothing else, so that a store can be read, verified or mended wh
 """
 
 from mapstack.store.codecs import CODECS, Codec, decode, encode
-from mapstack.store.disk import StoreDiskError, check_space
+from mapstack.store.disk import check_space
 from mapstack.store.failures import Failure, record_failure
 from mapstack.store.keys import member_name
 from mapstack.store.reader import Store
@@ -23,7 +23,6 @@ __all__ = [
     "Record",
     "Recovered",
     "Store",
-    "StoreDiskError",
     "StoreSession",
     "StoreWriter",
     "Totals",

@@ -37,7 +37,7 @@ class Codec:
     decode: Callable[[Mapping[str, NDArray[Any]]], NDArray[np.float32]]
 
 
-def encode(stack: NDArray[np.float32], codec: str) -> Arrays:
+def encode(stack: NDArray[Any], codec: str) -> Arrays:
     """Turn a stack into the arrays of a record.
 
     Args:

@@ -8,17 +8,13 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from mapstack.errors import StoreError
+from mapstack.errors import StoreDiskError
 from mapstack.store.layout import TEMPORARY
 
 # The maps are patients' data: the group may read them, nobody else. A stricter umask is respected.
 FOLDER_MODE = 0o770
 FILE_MODE = 0o640
 _CHUNK_BYTES = 4 * 1024**2
-
-
-class StoreDiskError(StoreError, OSError):
-    """The disk below a stack store is full, unreadable or failing; the OSError is the cause."""
 
 
 @contextmanager

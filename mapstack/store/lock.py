@@ -11,10 +11,10 @@ import os
 import time
 import weakref
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
-from mapstack.errors import StoreError
-from mapstack.store.disk import FILE_MODE, StoreDiskError, write_all
+from mapstack.errors import StoreDiskError, StoreError
+from mapstack.store.disk import FILE_MODE, write_all
 from mapstack.store.layout import LOCK
 
 _MAX_BYTES = 1024**2
@@ -30,7 +30,7 @@ class FolderLock:
         _HELD.add(self)
 
     @classmethod
-    def exclusive(cls, folder: Path) -> Self:
+    def exclusive(cls, folder: Path) -> "FolderLock":
         """Take the folder for a new job.
 
         Raises:
@@ -42,7 +42,7 @@ class FolderLock:
         return cls(folder, fd)
 
     @classmethod
-    def join(cls, folder: Path, run: int, rank: int) -> Self:
+    def join(cls, folder: Path, run: int, rank: int) -> "FolderLock":
         """Share the folder as one rank of the job that opened it.
 
         Raises:

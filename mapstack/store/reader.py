@@ -54,7 +54,8 @@ class Store:
             StoreError: It is damaged or missing.
         """
         expected = self.manifest["basis_sha256"]
-        return None if expected is None else read_basis(self.folder, expected)
+        with disk_errors(self.folder):
+            return None if expected is None else read_basis(self.folder, expected)
 
     def keys(self) -> list[str]:
         """The keys of the samples, in the order of the parts and of the journal within a part."""

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -80,7 +80,7 @@ class StoreSession:
         """Give the store back; again does nothing."""
         self._lock.release()
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "StoreSession":
         """Return the session."""
         return self
 

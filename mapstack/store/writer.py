@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from numpy.typing import NDArray
 
@@ -169,7 +169,7 @@ class StoreWriter:
                 self._part.close()
             self._lock.release()
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "StoreWriter":
         """Return the writer."""
         return self
 

@@ -46,7 +46,7 @@ def captum_occlusion(module: ExplainedModule, inputs: Inputs, model: EmbeddingMo
 
 def captum_gradient_shap(module: ExplainedModule, inputs: Inputs, model: EmbeddingModel, row: int) -> Tensor:
     """GradientShap's own inner step, fed with our draws: Captum draws its own at every call."""
-    draws = [draw_shap(SHAP, 3, *each) for each in zip(inputs.sha256, inputs.content, strict=True)]
+    draws = [draw_shap(SHAP, 3, *each, n_baselines=4) for each in zip(inputs.sha256, inputs.content, strict=True)]
     candidates = baseline_distribution(SHAP.baselines, inputs, model.preprocessing, 3).to(inputs.pixel_values)
     total = torch.zeros_like(inputs.pixel_values)
     for k in range(SHAP.n_samples):

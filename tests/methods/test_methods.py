@@ -1,9 +1,13 @@
 """Methods on models whose attributions are known by hand, and the axioms that they keep."""
 
 import dataclasses
+import hashlib
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from mapstack.errors import ConfigError, InputError
 from mapstack.images import Inputs
@@ -115,6 +119,19 @@ def test_another_seed_or_another_picture_draws_otherwise() -> None:
     maps = [shap.attribute(model, i, axes(model), seed=s).values for i, s in [(inputs, 0), (inputs, 1), (renamed, 0)]]
     assert not torch.allclose(maps[0], maps[1])
     assert not torch.allclose(maps[0], maps[2])
+
+
+def test_gradient_shap_draws_from_reference_pictures(tmp_path: Path) -> None:
+    model = LinearModel()
+    path = tmp_path / "normal.png"
+    Image.fromarray(np.full((16, 16), 128, dtype=np.uint8)).save(path)
+    inputs = random_inputs(1, model)
+    method = GradientShap(n_samples=3, stdevs=0.0, reference_pictures=(str(path),))
+    found = method.attribute(model, inputs, axes(model))
+    grey = (128 / 255 - model.preprocessing.mean[0]) / model.preprocessing.std[0]
+    expected = model.weight.reshape(-1, 16, 16) * (inputs.pixel_values[0] - grey)
+    torch.testing.assert_close(found.values[0], expected, rtol=1e-5, atol=1e-6)
+    assert method.describe()["reference_pictures"] == [hashlib.sha256(path.read_bytes()).hexdigest()]
 
 
 @pytest.mark.parametrize("method", [m for m in METHODS if m.is_linear], ids=lambda each: each.name)

@@ -93,8 +93,3 @@ def test_r4_two_thousand_hostile_keys_are_stored_and_read_back(tmp_path: Path, m
 def test_a_high_surrogate_is_refused_because_json_would_join_it_to_another():
     with pytest.raises(InputError, match="holds a high surrogate; a key is valid Unicode"):
         member_name("\ud83d\ude00")
-
-
-def test_a_key_that_is_no_string_is_refused():
-    with pytest.raises(InputError, match="a key of type bytes was given"):
-        member_name(b"a")  # type: ignore[arg-type]

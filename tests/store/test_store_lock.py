@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from mapstack.errors import StoreError
-from mapstack.store import StoreDiskError, StoreWriter, open_store_for_writing
+from mapstack.errors import StoreDiskError, StoreError
+from mapstack.store import StoreWriter, open_store_for_writing
 
 HOLD = """
 import sys, time

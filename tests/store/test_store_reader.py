@@ -19,7 +19,7 @@ def test_a_record_comes_back_as_it_was_written(tmp_path: Path, manifest):
         "mask": np.array([True, False]),
         "rows": np.array([[-1], [2]], np.int8),
         "empty": np.zeros((0, 3), np.float32),
-        "number": np.float32(7),
+        "number": np.array(7, np.float32),
     }
     info = {"size": [224, 200], "logit": 0.1, "shard": "s-é.tar", "nested": {"a": None, "b": [True]}}
     with open_store_for_writing(folder, manifest) as session, StoreWriter(folder, session.run, 0) as writer:

@@ -11,10 +11,9 @@ import numpy as np
 import pytest
 import webdataset
 
-from mapstack.errors import InputError, StoreError
+from mapstack.errors import InputError, StoreDiskError, StoreError
 from mapstack.store import (
     Store,
-    StoreDiskError,
     StoreWriter,
     check_space,
     finish,
