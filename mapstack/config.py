@@ -281,6 +281,43 @@ class WeightsConfig:
         _one_of("model", self.model, ("medclip-vit", "medclip-resnet50"))
 
 
+@dataclass
+class FitConfig:
+    """How the demo model is trained on phantoms.
+
+    Attributes:
+        output: The checkpoint folder.
+        vision: Sizes of the image tower (`SwinConfig` arguments).
+        text: Sizes of the text tower (`BertConfig` arguments, without `vocab_size`).
+        prompts: Prompt set whose sentences and labels are learned beside the phantoms' own.
+        n_train: Phantoms to train on.
+        n_test: Phantoms, of other seeds, that the accuracy is told on.
+        cache: Folder where drawn phantoms are kept between runs.
+        batch_size: Phantoms a step.
+        n_steps: Steps of the optimiser.
+        learning_rate: Its peak.
+        weight_decay: As in AdamW.
+        seed: Of phantoms, weights and order.
+    """
+
+    output: str = "model_store/phantom-medclip"
+    vision: dict[str, Any] = field(default_factory=dict)
+    text: dict[str, Any] = field(default_factory=dict)
+    prompts: str = "configs/prompts/phantom.yaml"
+    n_train: int = 4000
+    n_test: int = 400
+    cache: str = "out/fit"
+    batch_size: int = 32
+    n_steps: int = 3000
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.05
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for key in ("n_train", "n_test", "batch_size", "n_steps"):
+            _at_least(key, getattr(self, key), 1)
+
+
 def make_method_from(block: Mapping[str, Any]) -> Method:
     """Make a method from its configuration block: `name` and the method's own parameters.
 

@@ -32,7 +32,9 @@ class Explanation:
         logits: The model's logit of each text.
         difference: What a complete map sums to: the explained number at the picture less that at the baseline. None
             for a method without a baseline.
-        residual: The map's sum less `difference` [logit].
+        residual: The map's sum, times `density`, less `difference` [logit].
+        density: What a map is multiplied by to be in logits per pixel: each pixel of an occlusion map carries the
+            whole score of its windows. 1 for the other methods.
         completeness: Whether the residual can be expected to vanish.
         method: Name of the attribution method.
         route: Which way the maps were made: "direct", "prompts" or "axes"; "conventional" for the final output.
@@ -50,6 +52,7 @@ class Explanation:
     logits: Float[Tensor, " n_prompts"]
     difference: Float[Tensor, " n_prompts"] | None
     residual: Float[Tensor, " n_prompts"] | None
+    density: float
     completeness: Completeness
     method: str
     route: str
@@ -214,7 +217,7 @@ class Explainer:
         n_steps: tuple[int, ...],
         is_converged: tuple[bool, ...],
     ) -> list[Explanation]:
-        residual = None if difference is None else maps.sum(dim=(-2, -1)) - difference
+        residual = None if difference is None else self.method.density * maps.sum(dim=(-2, -1)) - difference
         return [
             Explanation(
                 names=tuple(group.name for group in readout.groups),
@@ -222,6 +225,7 @@ class Explainer:
                 logits=logits[i].cpu(),
                 difference=None if difference is None else difference[i].cpu(),
                 residual=None if residual is None else residual[i].cpu(),
+                density=self.method.density,
                 completeness=self.method.completeness,
                 method=self.method.name,
                 route=route,

@@ -66,7 +66,7 @@ def overlay_figure(
     scale = scale_of([attribution], signed=signed, limit=limit)
     width, height = fitted(picture, _PANEL_SIDE)
     text_width = max(width + GAP + BAR_SPACE, _MIN_TEXT_WIDTH)
-    heading = wrapped(title, 11, text_width, 8, "bold")
+    heading = wrapped(title, 11.0, text_width, 8, "bold")
     below = remarks([_scale_remark(scale, limit), caption], text_width)
     top, body = MARGIN + heading.height + GAP, max(height, MIN_BAR_HEIGHT)
     page = Page(text_width + 2 * MARGIN, top + body + GAP + sum(text.height for text in below) + MARGIN)
@@ -193,7 +193,7 @@ def figure_2(
     return MapTable(picture, table, title=title, sharing=shared_scale, boxes=boxes, caption=caption).draw()
 
 
-def save(figure: Figure, path: str | os.PathLike[str], *, dpi: float = DPI) -> None:
+def save(figure: Figure, path: str | os.PathLike[str], *, dpi: int = DPI) -> None:
     """Write a figure as a PNG file, whole or not at all; the same figure gives the same bytes.
 
     Args:

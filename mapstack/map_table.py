@@ -92,8 +92,8 @@ class MapTable:
         self._body_height = max(self._cell_height, MIN_BAR_HEIGHT)
         self._bar_left = self._left(1 + len(rows[0].attributions))
         text_width = self._bar_left + BAR_SPACE - MARGIN
-        self._title = wrapped(title, 12, text_width, 4, "bold")
-        self._headings = [[wrapped(text, 8, self._column_width, _HEADING_LINES) for text in r.headings] for r in rows]
+        self._title = wrapped(title, 12.0, text_width, 4, "bold")
+        self._headings = [[wrapped(text, 8.0, self._column_width, _HEADING_LINES) for text in r.headings] for r in rows]
         self._remarks = remarks([self._scale_remark(), caption], text_width)
 
     def draw(self) -> Figure:
@@ -128,11 +128,11 @@ class MapTable:
         return MARGIN + self._title.height + GAP + rows + sum(line.height for line in self._remarks) + MARGIN
 
     def _draw_bare_picture(self, page: Page, top: float) -> None:
-        self._write_above(page, wrapped("X-ray", 8, self._column_width, 1), 0, top)
+        self._write_above(page, wrapped("X-ray", 8.0, self._column_width, 1), 0, top)
         outline(self._image(page, self._picture, 0, top), self._boxes)
 
     def _draw_row(self, page: Page, row: MapRow, headings: Sequence[Lines], top: float) -> None:
-        name = wrapped(row.name, 9, self._body_height, 2, "bold")
+        name = wrapped(row.name, 9.0, self._body_height, 2, "bold")
         page.write_upwards(name, MARGIN + _NAME_SPACE - GAP - name.height, top + self._body_height / 2)
         scales = row.scales(self._sharing)
         cells = zip(headings, row.attributions, scales, strict=True)
@@ -170,7 +170,7 @@ def fitted(picture: Picture, side: float) -> tuple[float, float]:
 
 def remarks(texts: Sequence[str | None], width: float) -> list[Lines]:
     """Wrap the remarks that stand under a figure; None is left out."""
-    return [wrapped(text, 8, width, 4) for text in texts if text]
+    return [wrapped(text, 8.0, width, 4) for text in texts if text]
 
 
 def write_all(page: Page, texts: Sequence[Lines], top: float) -> None:

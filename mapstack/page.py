@@ -102,7 +102,7 @@ class Page:
             weight=text.weight,
             color=colour,
             va="baseline",
-            parse_math=True,  # a dollar sign in a text is a dollar sign
+            parse_math=False,  # a dollar sign in a text is a dollar sign
             **options,
         )
 

@@ -43,6 +43,11 @@ class Projectable:
         """Return what maps read at the baseline, or None for a method without one."""
         raise NotImplementedError
 
+    @property
+    def density(self) -> float:
+        """What a map is multiplied by for its sum to be in logits."""
+        return 1.0
+
     def read_picture(self) -> Float[Tensor, "batch embed_dim"]:
         """Return what maps read at the picture."""
         return normalised(self.embedding) if self.normalize else self.embedding
@@ -59,9 +64,9 @@ class Projectable:
     def residual(
         self, maps: Float[Tensor, "batch n_prompts height width"], directions: Directions
     ) -> Float[Tensor, "batch n_prompts"] | None:
-        """Return by how much the maps' sums miss the difference that they explain [logit]."""
+        """Return by how much the maps' sums, times `density`, miss the difference that they explain [logit]."""
         difference = self.difference(directions)
-        return None if difference is None else maps.sum(dim=(-2, -1)) - difference
+        return None if difference is None else self.density * maps.sum(dim=(-2, -1)) - difference
 
 
 @dataclass(frozen=True)
@@ -150,6 +155,11 @@ class OcclusionStack(Projectable):
             at_baseline=self.sweep.at_baseline[pictures],
         )
         return replace(self, embedding=part.embedding, sweep=part)
+
+    @property
+    def density(self) -> float:
+        """What a map is multiplied by for each window's score to be counted once."""
+        return self.sweep.windows.density
 
     def explaining(self, *, normalize: bool) -> "OcclusionStack":
         """Return the stack that explains the normalised or the raw embedding."""

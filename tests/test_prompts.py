@@ -247,7 +247,7 @@ def test_wrong_content_is_refused_in_one_sentence(tmp_path: Path, content: objec
         (f"classes: [{SECRET}\n", " at line 2, column 1"),
         (f"classes: !!python/object/apply:os.system [{SECRET}]\n", " at line 1, column 10"),
         ("classes: [{label: Edema, prompts: [2020-13-45]}]\n", ""),
-        ("classes: " + "[" * 5000, ""),
+        ("classes: " + "[" * 1500, ""),
     ],
 )
 def test_broken_yaml_is_refused_by_its_place_and_unquoted(tmp_path: Path, text: str, place: str) -> None:

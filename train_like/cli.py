@@ -85,6 +85,13 @@ def _shards(options: argparse.Namespace) -> Any:
     return make_shards(load_config(ShardsConfig, options.config, options.overrides))
 
 
+def _fit(options: argparse.Namespace) -> Any:
+    from mapstack.config import FitConfig, load_config
+    from train_like.fit import fit
+
+    return fit(load_config(FitConfig, options.config, options.overrides))
+
+
 def _weights(options: argparse.Namespace) -> Any:
     from mapstack.config import WeightsConfig, load_config
     from train_like.make_weights import make_weights
@@ -98,5 +105,6 @@ _COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], Any], str]] = {
     "figures": (_figures, "the paper's Fig. 1 and Fig. 2 on samples of the shards"),
     "verify": (_verify, "re-read every record against its checksum"),
     "shards": (_shards, "datasets in"),
+    "fit": (_fit, "train the demo model on phantoms"),
     "weights": (_weights, "a checkpoint folder"),
 }

@@ -117,4 +117,4 @@ class _Drawing:
 
 
 def _original(found: Explanation) -> list[Any]:
-    return list(found.original_maps().numpy())
+    return list(found.density * found.original_maps().numpy())

@@ -3,6 +3,7 @@
 import io
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -31,10 +32,11 @@ _KEPT = ("n_steps", "is_converged", "geometry", "sha256")  # what a map's json r
 
 @dataclass(frozen=True)
 class Projection:
-    """The maps of one sample, with what their json says of them."""
+    """The maps of one sample, with what their json says of them; `density` as in `mapstack.Explanation`."""
 
     key: str
     maps: torch.Tensor
+    density: float
     geometry: Geometry
     info: dict[str, Any]
 
@@ -43,7 +45,7 @@ def project(config: Config) -> Result:
     """Write the map of every configured text for every sample of the store.
 
     For each sample: `KEY.maps.npy` (texts, height, width; model-input frame), `KEY.json` (names, logits, residuals)
-    and, where pictures are asked for, `KEY.NUMBER-NAME.png`, the overlay on the original picture.
+    and, where pictures are asked for, `KEY.NUMBER-LABEL.png`, the overlay on the original picture.
 
     Raises:
         ConfigError: No texts are configured.
@@ -65,7 +67,9 @@ def project(config: Config) -> Result:
         worst = max([worst, *(abs(value) for value in projection.info["residual"] or [])])
         _write(projection, output)
         if pictures is not None:
-            _draw(projection, pictures.read(key), output, store.manifest)
+            # A free text may name a patient, and a file's name is seen by more people than its content.
+            slugs = [slug(name) if config.prompts.file else "text" for name in projection.info["names"]]
+            _draw(projection, pictures.read(key), output, store.manifest, slugs)
     summary = {"output": str(output), "samples": len(keys), "texts": readout.n_rows, "largest_residual": worst}
     return Result(DONE, summary)
 
@@ -108,7 +112,7 @@ def project_record(
         **_describe_span(stack, directions),
         **{name: record.info[name] for name in _KEPT if name in record.info},
     }
-    return Projection(record.key, maps[0], Geometry.from_dict(record.info["geometry"]), info)
+    return Projection(record.key, maps[0], stack.density, Geometry.from_dict(record.info["geometry"]), info)
 
 
 def _describe_span(stack: Stack | OcclusionStack, directions: torch.Tensor) -> dict[str, Any]:
@@ -129,8 +133,8 @@ def _write(projection: Projection, output: Path) -> None:
     (output / f"{name}.json").write_text(text + "\n", encoding="utf-8")
 
 
-def _draw(projection: Projection, picture: Any, output: Path, manifest: dict[str, Any]) -> None:
-    maps = projection.geometry.to_original(projection.maps).numpy()
+def _draw(projection: Projection, picture: Any, output: Path, manifest: dict[str, Any], slugs: Sequence[str]) -> None:
+    maps = projection.geometry.to_original(projection.density * projection.maps).numpy()
     for number, (name, attribution) in enumerate(zip(projection.info["names"], maps, strict=True)):
         figure = overlay_figure(
             picture,
@@ -139,13 +143,13 @@ def _draw(projection: Projection, picture: Any, output: Path, manifest: dict[str
             unit=map_unit(manifest["identity"]["method"]["name"]),
             caption=manifest["note"] or None,
         )
-        save(figure, output / f"{member_name(projection.key)}.{number:03d}-{slug(name)}.png")
+        save(figure, output / f"{member_name(projection.key)}.{number:03d}-{slugs[number]}.png")
 
 
 def map_unit(method: str) -> str:
     """Return the unit of a method's maps, for colour bars."""
     slopes = ("gradient", "saliency")
-    return "logit per unit of brightness" if method in slopes else "logit"
+    return "logit per unit of brightness" if method in slopes else "logit per pixel"
 
 
 def slug(name: str) -> str:

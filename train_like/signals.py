@@ -2,6 +2,7 @@
 
 import signal
 import threading
+from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
@@ -15,17 +16,27 @@ class TerminationFlag:
     def __init__(self) -> None:
         self.is_set = False
         self._previous: Any = None
+        self._pass_on: Callable[[int], None] | None = None
 
-    def listen(self) -> None:
-        """Take the signal over; only the main thread can."""
+    def listen(self, pass_on: Callable[[int], None] | None) -> None:
+        """Take the signal over, from whoever has it now; only the main thread can.
+
+        Args:
+            pass_on: Sends a signal to the ranks that this process started; None where there are none.
+        """
         if threading.current_thread() is threading.main_thread():
-            self._previous = signal.signal(signal.SIGTERM, self._note)
+            self._pass_on = pass_on
+            previous = signal.signal(signal.SIGTERM, self._note)
+            if self._previous is None:
+                self._previous = previous
 
     def ignore(self) -> None:
-        """Put the previous handler back; again does nothing."""
+        """Put back the handler that was there first; again does nothing."""
         if self._previous is not None:
             signal.signal(signal.SIGTERM, self._previous)
             self._previous = None
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.is_set = True
+        if self._pass_on is not None:
+            self._pass_on(number)

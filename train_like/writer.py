@@ -1,18 +1,19 @@
 """Writing what the loop makes: opens the store, commits every batch, closes the account."""
 
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import lightning
 from lightning.pytorch.callbacks import BasePredictionWriter
 
-from mapstack.errors import MapstackError
 from mapstack.store import StoreSession, StoreWriter, Totals, finish, open_store_for_writing, record_failure
 from train_like.data import ShardData
 from train_like.errors import StoppedError, TerminatedError
 from train_like.index import Problem, ShardIndex
 from train_like.module import StackRecord
+from train_like.ranks import Ranks
 from train_like.signals import TerminationFlag
 from train_like.source import Failure
 
@@ -58,7 +59,10 @@ class StoreCallback(BasePredictionWriter):
         self._max_bad_share = max_bad_share
         self._session: StoreSession | None = None
         self._writer: StoreWriter | None = None
+        self._ranks: Ranks | None = None
         self._termination = TerminationFlag()
+        self._n_expected = index.n_expected
+        self._n_done_before = 0
         self._n_bad = 0
         self.totals: Totals | None = None
         self.n_computed = 0
@@ -66,7 +70,10 @@ class StoreCallback(BasePredictionWriter):
 
     def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
         """Open the store on rank 0, join it on the others, and hand the loader what is still to do."""
-        run, done = _from_rank_0(trainer, self._open)
+        self._listen(trainer)
+        self._ranks = Ranks(is_first=trainer.is_global_zero)
+        run, done = self._ranks.from_first(self._open)
+        self._n_done_before = len(done) // trainer.world_size
         data = trainer.datamodule  # type: ignore[attr-defined]
         if not isinstance(data, ShardData):
             raise TypeError(f"trainer has {type(data).__name__} as data; a store is filled from ShardData.")
@@ -81,14 +88,31 @@ class StoreCallback(BasePredictionWriter):
             basis=self._basis,
             expected=self._index.n_expected,
         )
-        for key, problem in name_problems(self._index).items():
+        self._tell(self._session)
+        problems = name_problems(self._index)
+        for key, problem in problems.items():
             if key not in self._session.failed:
                 record_failure(self._folder, key, problem.shard, problem.reason)
+        self._check_share(len(problems), self._index.n_expected)
+        # An earlier run may have gone further than data.limit lets this one.
+        earlier = self._session.done | self._session.failed
+        self._n_expected += len(earlier.difference(problems, (entry.key for entry in self._index.entries)))
         return self._session.run, self._session.done
 
+    def _tell(self, session: StoreSession) -> None:
+        if session.discarded is not None:
+            size = format_bytes(session.discarded.n_bytes)
+            print(f"overwrite discarded {session.discarded.n_records} records ({size}).", file=sys.stderr)
+        elif session.done:
+            print(f"{len(session.done)} records are done already.", file=sys.stderr)
+
     def on_predict_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Take SIGTERM over from Lightning, which would only note it."""
-        self._termination.listen()
+        """Take SIGTERM back from Lightning, which has put its own handler in front."""
+        self._listen(trainer)
+
+    def _listen(self, trainer: lightning.Trainer) -> None:
+        launcher = trainer.strategy.launcher
+        self._termination.listen(None if launcher is None else launcher.kill)
 
     def write_on_batch_end(
         self,
@@ -104,7 +128,7 @@ class StoreCallback(BasePredictionWriter):
 
         Raises:
             StoppedError: Too many samples are bad.
-            TerminatedError: SIGTERM has come; the batch is safe.
+            TerminatedError: SIGTERM has come to a rank; the batch is safe.
         """
         writer = self._require_writer()
         for result in prediction:
@@ -116,32 +140,48 @@ class StoreCallback(BasePredictionWriter):
                 self.n_computed += 1
         writer.commit()
         if self._termination.is_set:
-            raise TerminatedError("SIGTERM came; the batch in work is committed; run the same command to go on.")
-        self._check_share()
+            self._close_account(is_early=True)
+        self._check_share(self._n_bad, self._n_done_before + self.n_seen)
 
     @property
     def n_seen(self) -> int:
         """Samples that this rank is through with."""
         return self.n_computed + self._n_bad
 
-    def _check_share(self) -> None:
-        seen = self.n_seen
-        if seen >= _MIN_SAMPLES_BEFORE_ABORT and self._n_bad > self._max_bad_share * seen:
+    @property
+    def is_terminated(self) -> bool:
+        """Whether SIGTERM has come."""
+        return self._termination.is_set
+
+    def _check_share(self, n_bad: int, n_seen: int) -> None:
+        if n_seen >= _MIN_SAMPLES_BEFORE_ABORT and n_bad > self._max_bad_share * n_seen:
             raise StoppedError(
-                f"{self._n_bad} of {seen} samples are bad; at most {self._max_bad_share:.1%} may be; see errors.jsonl, "
-                "or raise data.max_bad_share."
+                f"{n_bad} of {n_seen} samples are bad; at most {self._max_bad_share:.1%} may be; see errors.jsonl, or "
+                "raise data.max_bad_share."
             )
 
     def on_predict_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Seal the parts of every rank, then count."""
+        """Close the account of a rank that has come to the end of its share."""
+        self._close_account(is_early=False)
+
+    def _close_account(self, *, is_early: bool) -> None:
+        """Seal the parts of every rank, then count. All ranks meet here, and all leave in the same way.
+
+        Raises:
+            TerminatedError: SIGTERM has kept a rank from the end of its share.
+        """
+        if self._ranks is None:
+            raise RuntimeError("the store was never opened.")
         self._require_writer().close()
-        trainer.strategy.barrier("stores are sealed")
-        self.totals = _from_rank_0(trainer, self._count)
+        was_early = self._ranks.is_any(is_early)
+        self.totals = self._ranks.from_first(self._count)
+        if was_early:
+            raise TerminatedError("SIGTERM came; the batch in work is committed; run the same command to go on.")
 
     def _count(self) -> Totals:
         if self._session is None:
             raise RuntimeError("the store was never opened.")
-        return finish(self._session, self._index.n_expected)
+        return finish(self._session, self._n_expected)
 
     def teardown(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
         """Give the store back, however the loop ended."""
@@ -174,17 +214,3 @@ def name_problems(index: ShardIndex) -> dict[str, Problem]:
             name = f"{name or 'shard'} [{len(named)} in {problem.shard}]"
         named[name] = problem
     return named
-
-
-def _from_rank_0(trainer: lightning.Trainer, action: Callable[[], Any]) -> Any:
-    """Run an action on rank 0 and give its result, or its error, to every rank."""
-    outcome: tuple[Any, MapstackError | None] = (None, None)
-    if trainer.is_global_zero:
-        try:
-            outcome = (action(), None)
-        except MapstackError as error:
-            outcome = (None, error)
-    result, refusal = trainer.strategy.broadcast(outcome, src=0)
-    if refusal is not None:
-        raise refusal
-    return result

@@ -57,6 +57,11 @@ class Method:
     completeness: ClassVar[Completeness] = "no"
     one_stack_serves_both: ClassVar[bool] = False
 
+    @property
+    def density(self) -> float:
+        """What a map is multiplied by for its sum to be in the unit of the readout: logits per pixel."""
+        return 1.0
+
     def describe(self) -> dict[str, Any]:
         """Return the name and every parameter that decides the maps, as JSON can carry them."""
         parameters = {each.name: getattr(self, each.name) for each in fields(cast(Any, self))}

@@ -39,6 +39,11 @@ class Windows:
     def __len__(self) -> int:
         return self.n_per_side**2
 
+    @property
+    def density(self) -> float:
+        """One over the pixels of a window: spreads a window's score over them, so that it is counted once."""
+        return 1.0 / self.size**2
+
     def region(self, index: int) -> tuple[slice, slice]:
         """Return the rows and columns of window number `index`, in row-major order."""
         row, column = divmod(index, self.n_per_side)
@@ -112,6 +117,11 @@ class Occlusion(Method):
 
     name = "occlusion"
     one_stack_serves_both = True
+
+    @property
+    def density(self) -> float:
+        """One over the pixels of a window, each of which carries the whole score of the window."""
+        return 1.0 / self.sliding_window_shapes**2
 
     def windows(self, image_size: int) -> Windows:
         """Return the grid for a model's frame.

@@ -209,8 +209,8 @@ def tune_threshold(
     means = torch.tensor(rows, dtype=torch.float64).reshape(-1, len(THRESHOLDS)).nanmean(dim=0)
     if means.isnan().any():
         raise InputError(
-            f"none of {len(rows)} validation pictures can be scored; a threshold needs a picture with the pathology and "
-            "a map that is not constant; give more validation pictures."
+            f"none of {len(rows)} validation pictures can be scored; it needs one with the pathology and a map "
+            "that is not constant; give more validation pictures."
         )
     return THRESHOLDS[int(means.argmax())]
 

@@ -136,7 +136,7 @@ def infidelity(
             the sum over the square is the prediction; False where it is in logits per unit of pixel_values
             (gradients), so that it is first multiplied by the difference to the baseline.
         normalize: Whether the map is first multiplied by the number that fits best, so that maps of different scale
-            compare.
+            compare. That number may be negative: the sign of the map is then not judged.
         n_perturb_samples: Number of squares.
         max_examples_per_batch: Pictures that the model sees at once.
         seed: Of the squares.
@@ -152,19 +152,19 @@ def infidelity(
     n_channels, height, width = pixel_values.shape
     draws = generator(seed, sha256, "infidelity")
 
-    def remove_squares(inputs: Tensor) -> Tensor:
-        squares = torch.stack([_square(height, width, draws) for _ in range(len(inputs))])
-        return torch.where(squares[:, None].to(inputs.device), baseline, inputs)
+    def remove_square(inputs: Tensor) -> tuple[Tensor, Tensor]:
+        squares = torch.stack([_square(height, width, draws) for _ in range(len(inputs))])[:, None].to(inputs.device)
+        removed = torch.where(squares, baseline, inputs)
+        return squares.expand_as(inputs).to(inputs) if multiply_by_inputs else inputs - removed, removed
 
     values = metrics.infidelity(
         score,
-        metrics.infidelity_perturb_func_decorator(multiply_by_inputs)(remove_squares)
-        if not multiply_by_inputs
-        else _in_shares_of(baseline, remove_squares),
+        remove_square,
         pixel_values[None],
         (attribution / n_channels).expand(1, n_channels, height, width).to(pixel_values),
         n_perturb_samples=n_perturb_samples,
-        max_examples_per_batch=max_examples_per_batch,
+        # Captum warns where a batch could hold more than all samples.
+        max_examples_per_batch=min(max_examples_per_batch, n_perturb_samples),
         normalize=normalize,
     )
     return float(values[0])
@@ -205,22 +205,21 @@ def max_sensitivity(
     _check_picture(pixel_values)
     draws = generator(seed, sha256, "max_sensitivity")
 
-    def add_noise(inputs: tuple[Tensor, ...]) -> Tensor:
-        # Captum hands over a tensor or a tuple of one.
-        (expanded,) = inputs if isinstance(inputs, tuple) else (inputs,)
-        noise = torch.stack([torch.rand(expanded.shape[1:], generator=draws) for _ in range(len(expanded))])
-        return expanded + (perturb_radius * (2 * noise - 1)).to(expanded)
+    def add_noise(inputs: Tensor) -> Tensor:
+        noise = torch.stack([torch.rand(inputs.shape[1:], generator=draws) for _ in range(len(inputs))])
+        return inputs + (perturb_radius * (2 * noise - 1)).to(inputs)
 
-    def explain_one_tensor(inputs: Tensor | tuple[Tensor, ...]) -> Tensor:
+    def explain_in_tuples(inputs: Tensor | tuple[Tensor]) -> tuple[Tensor]:
+        # Captum hands over the picture in a tuple and its noisy copies without one, and takes only tuples back.
         (expanded,) = inputs if isinstance(inputs, tuple) else (inputs,)
-        return explain(expanded).contiguous()
+        return (explain(expanded).contiguous(),)
 
     values = metrics.sensitivity_max(
-        explain_one_tensor,
+        explain_in_tuples,
         pixel_values[None],
         perturb_func=add_noise,
         n_perturb_samples=n_perturb_samples,
-        max_examples_per_batch=max_examples_per_batch,
+        max_examples_per_batch=min(max_examples_per_batch, n_perturb_samples),
     )
     return float(values[0])
 
@@ -249,9 +248,7 @@ def completeness_residual(attribution: Float[Tensor, "height width"], difference
     return abs(float(attribution.double().sum()) - difference) / max(abs(difference), _LEAST_DIFFERENCE)
 
 
-def _curve(
-    score: Score, start: Tensor, end: Tensor, attribution: Tensor, n_steps: int, batch_size: int
-) -> Curve:
+def _curve(score: Score, start: Tensor, end: Tensor, attribution: Tensor, n_steps: int, batch_size: int) -> Curve:
     _check_frames(start, end, attribution)
     n_pixels = attribution.numel()
     if not 1 <= n_steps <= n_pixels:

@@ -42,7 +42,7 @@ def pointing_game_hit(
     check_region(attribution, mask)
     if not tolerance_px >= 0:
         raise InputError(f"tolerance_px is {tolerance_px}; a distance is 0 or more; give 0 or 15 px.")
-    row, column = divmod(int(attribution.argmax()), attribution.shape[1])
+    row, column = divmod(int(torch.argmax(attribution)), attribution.shape[1])
     if tolerance_px == 0:
         return bool(mask[row, column])
     rows, columns = mask.nonzero(as_tuple=True)
@@ -50,9 +50,7 @@ def pointing_game_hit(
     return int(squared.min()) <= tolerance_px**2
 
 
-def relevance_mass_accuracy(
-    attribution: Float[Tensor, "height width"], mask: Bool[Tensor, "height width"]
-) -> float:
+def relevance_mass_accuracy(attribution: Float[Tensor, "height width"], mask: Bool[Tensor, "height width"]) -> float:
     """Return the share of the positive attribution that lies inside the annotated region.
 
     In [0, 1], higher is better; a flat positive map gets the region's share of the frame. Negative scores count as
@@ -83,9 +81,7 @@ def relevance_mass_accuracy(
     return float(positive[mask].sum() / total) if total > 0 else 0.0
 
 
-def relevance_rank_accuracy(
-    attribution: Float[Tensor, "height width"], mask: Bool[Tensor, "height width"]
-) -> float:
+def relevance_rank_accuracy(attribution: Float[Tensor, "height width"], mask: Bool[Tensor, "height width"]) -> float:
     """Return the share of the K strongest pixels inside the annotated region, K being the size of the region.
 
     In [0, 1], higher is better; chance, and a flat map, get the region's share of the frame. The positive part is

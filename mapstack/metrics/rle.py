@@ -74,8 +74,8 @@ def decode_mask(encoded: EncodedMask) -> Bool[Tensor, "height width"]:
     counts = _from_string(encoded.counts)
     if min(counts, default=-1) < 0 or sum(counts) != height * width:
         raise InputError(
-            f"encoded mask of {height} x {width} px holds {len(counts)} runs that do not add up to its pixels; the runs "
-            "of a mask cover it exactly; fetch the file again."
+            f"encoded mask of {height} x {width} px holds {len(counts)} runs that do not add up to its pixels; they "
+            "must cover it exactly; fetch the file again."
         )
     is_true = torch.arange(len(counts)) % 2 == 1
     return is_true.repeat_interleave(torch.tensor(counts)).reshape(width, height).mT.contiguous()
@@ -102,8 +102,8 @@ def _from_string(text: str) -> list[int]:
         group = ord(character) - _ZERO
         if not 0 <= group < 2 * _MORE or n_bits > 60:
             raise InputError(
-                f"encoded mask is broken after {len(counts)} runs; a run is at most 13 characters from '0' to 'o'; fetch "
-                "the file again."
+                f"encoded mask is broken after {len(counts)} runs; a run is at most 13 characters from '0' to 'o'; "
+                "fetch the file again."
             )
         value |= (group & 0x1F) << n_bits
         n_bits += 5

@@ -22,6 +22,8 @@ from mapstack.models.checkpoint import fingerprint, load_strictly, read_config, 
 Tower = Literal["vit", "resnet50"]
 
 _EMBED_DIM = 512
+RANDOM_NOTE = "random weights: shows the machinery, not medicine"
+
 _MAX_TOKENS = 77  # upstream's tokenizer limit
 _OFFICIAL_TEXT = {"vocab_size": 28996}  # Bio_ClinicalBERT; every other size is BertConfig's default
 _TOKENIZER_OPTIONS = ("do_lower_case", "strip_accents", "tokenize_chinese_chars")
@@ -198,7 +200,7 @@ def _build(tower: Tower, folder: Path) -> Any:
 def save_random_medclip(
     folder: Path, *, tower: Tower, sizes: Mapping[str, Any], vocabulary: list[str], seed: int
 ) -> None:
-    """Write a checkpoint of random weights in the official layout: for machinery, benchmarks and tests.
+    """Write a checkpoint of random weights in the official layout, position table included.
 
     Args:
         folder: Where `pytorch_model.bin`, `config.json` and `vocab.txt` go.
@@ -207,7 +209,6 @@ def save_random_medclip(
         vocabulary: The tokenizer's words, special tokens first.
         seed: Seed of the weights.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = build_medclip(tower, sizes)
@@ -215,7 +216,23 @@ def save_random_medclip(
     # The official file has this table, which newer transformers no longer saves.
     n_positions = model.text_model.model.config.max_position_embeddings
     weights["text_model.model.embeddings.position_ids"] = torch.arange(n_positions)[None]
-    torch.save(weights, folder / "pytorch_model.bin")
-    config = {**sizes, "note": "random weights: shows the machinery, not medicine"}
+    write_medclip(folder, weights, sizes=sizes, vocabulary=vocabulary, note=RANDOM_NOTE)
+
+
+def write_medclip(
+    folder: Path, weights: Mapping[str, Tensor], *, sizes: Mapping[str, Any], vocabulary: list[str], note: str
+) -> None:
+    """Write a checkpoint folder.
+
+    Args:
+        folder: Where `pytorch_model.bin`, `config.json` and `vocab.txt` go.
+        weights: Of upstream's `MedCLIPModel`.
+        sizes: As `build_medclip`.
+        vocabulary: The tokenizer's words, special tokens first.
+        note: What the checkpoint says of itself, shown on pictures.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.save(dict(weights), folder / "pytorch_model.bin")
+    config = {**sizes, "note": note}
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     (folder / "vocab.txt").write_text("\n".join(vocabulary) + "\n", encoding="utf-8")

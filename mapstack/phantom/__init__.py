@@ -93,7 +93,7 @@ def phantom(seed: int, *, size: int | tuple[int, int] = 320, labels: Sequence[st
 
     Args:
         seed: Of everything random. Patient, exposure and noise depend on it and on the size only, never on `labels`.
-        size: The side of a square film or (height, width) [px], each 224 to 512.
+        size: The side of a square film or (height, width) [px], each 224 to 512, at most 3 : 2.
         labels: One or two findings of `LABELS`; "No Finding" or nothing for a normal film. By default drawn from the
             seed: one film in seven is normal, four in ten of the others have two findings.
 
@@ -167,10 +167,10 @@ def _in_order(labels: Sequence[str]) -> list[str]:
 
 def _check_size(size: int | tuple[int, int]) -> tuple[int, int]:
     height, width = (size, size) if isinstance(size, int) else size
-    if not all(MIN_SIDE_PX <= side <= MAX_SIDE_PX for side in (height, width)):
+    if min(height, width) < MIN_SIDE_PX or max(height, width) > min(MAX_SIDE_PX, 1.5 * min(height, width)):
         raise InputError(
-            f"size {height} x {width} px is out of range; each side of a phantom is {MIN_SIDE_PX} to {MAX_SIDE_PX} px; "
-            "draw it within that and resize the picture."
+            f"size {height} x {width} px is out of range; each side of a phantom is {MIN_SIDE_PX} to {MAX_SIDE_PX} px "
+            "and the longer one at most 1.5 times the shorter; draw it within that and resize the picture."
         )
     return height, width
 

@@ -72,7 +72,7 @@ def draw_anatomy(canvas: Canvas, patient: Patient, generator: np.random.Generato
     covered = _SHARE_COVERED * np.maximum(heart, canvas.fill(mediastinum_outlines(patient), blur=0.004))
     uneven = 0.6 * canvas.clouds(generator, 0.12) + 0.4 * canvas.clouds(generator, 0.035)
     inside = np.clip(2 * canvas.soften(lungs, 0.05) - 1, 0, 1)
-    depth = lungs * (0.20 + 0.26 * inside) * (1 + 0.06 * uneven)
+    depth = lungs * (0.215 + 0.285 * inside) * (1 + 0.06 * uneven)
     vessels = 0.16 * canvas.lines(draw_vessels(generator, patient)) * lungs * (1 - 0.85 * covered)
     vessels = canvas.unsharpen(vessels, UNSHARPNESS)
     density = _draw_soft_tissue(canvas, patient, generator) + draw_bones(canvas, patient, generator)
@@ -93,7 +93,7 @@ def _bulk(canvas: Canvas, heart: Field) -> Field:
 
 def _draw_soft_tissue(canvas: Canvas, patient: Patient, generator: np.random.Generator) -> Field:
     body = canvas.fill(trunk_outlines(patient), blur=0.006)
-    thick = 0.20 + 0.05 * patient.build + 0.27 * canvas.soften(body, 0.05)
+    thick = 0.245 + 0.05 * patient.build + 0.27 * canvas.soften(body, 0.05)
     # The trunk is deepest in the middle and towards the abdomen.
     middle = np.exp(-((canvas.x / 0.33) ** 2)) * np.clip(0.75 + 0.8 * canvas.y, 0.25, 1.2)
     thick += (0.20 + 0.04 * patient.build) * middle
@@ -112,7 +112,7 @@ def _draw_abdomen(canvas: Canvas, patient: Patient, generator: np.random.Generat
     for side in (RIGHT, LEFT):
         roof = diaphragm(patient, side)
         x, y = roof[0]
-        around = [(0.0, 0.9), (x + 0.05, 0.9), (x + 0.03, y + 0.2), (x + 0.015, y + 0.06)]
+        around = [(roof[-1, 0], 0.9), (x + 0.05, 0.9), (x + 0.03, y + 0.2), (x + 0.015, y + 0.06)]
         below.append(mirrored(np.vstack([roof, around]), side))
     # Over the spine the beam is weak already, and the edge of the abdomen is lost there.
     belly = canvas.fill(below) * (1 - 0.6 * np.exp(-((canvas.x / 0.09) ** 2)))

@@ -40,8 +40,8 @@ def _draw_ribs(canvas: Canvas, patient: Patient, generator: np.random.Generator)
             widening = np.linspace(0.022, 0.031, len(before))
             upper, lower = _thicken(_rib(patient, number, side, before, wobble), widening)
             front.append((upper, lower, fading.tolist()))
-    cortex = 0.05 * canvas.lines(edges) + 0.07 * _draw_wall(canvas, patient)
-    return 0.12 * canvas.strips(back) + 0.11 * canvas.strips(front) + cortex
+    cortex = 0.065 * canvas.lines(edges) + 0.08 * _draw_wall(canvas, patient)
+    return 0.125 * canvas.strips(back) + 0.11 * canvas.strips(front) + cortex
 
 
 def _rib(patient: Patient, number: int, side: int, angles: Angles, wobble: float) -> Points:
@@ -79,7 +79,7 @@ def _draw_clavicles(canvas: Canvas, patient: Patient) -> Field:
         upper, lower = _thicken(course, width)
         bones.append((upper, lower, [0.8] * (len(course) - 1)))
         edges += [(upper, 0.0035, 0.8), (lower, 0.0035, 0.8)]
-    return 0.13 * canvas.strips(bones) + 0.05 * canvas.lines(edges)
+    return 0.13 * canvas.strips(bones) + 0.07 * canvas.lines(edges)
 
 
 def _draw_blades(canvas: Canvas, patient: Patient) -> Field:
@@ -90,7 +90,7 @@ def _draw_blades(canvas: Canvas, patient: Patient) -> Field:
     shaft = np.array([(0.425, top + 0.075), (0.49, top + 0.05), (0.60, 0.2), (0.54, 0.22)])
     bones = [mirrored(bone, side) for side in (RIGHT, LEFT) for bone in (blade, ball, shaft)]
     rims = [(mirrored(bone, side), 0.0045, 0.75) for side in (RIGHT, LEFT) for bone in (blade, ball)]
-    return 0.06 * canvas.fill(bones) + 0.06 * canvas.lines(rims)
+    return 0.06 * canvas.fill(bones) + 0.08 * canvas.lines(rims)
 
 
 def _draw_spine(canvas: Canvas) -> Field:

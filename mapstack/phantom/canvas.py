@@ -49,11 +49,11 @@ class Canvas:
         self._unit_px = min(size) * pose.scale
         self._turn = np.array([[np.cos(pose.tilt), -np.sin(pose.tilt)], [np.sin(pose.tilt), np.cos(pose.tilt)]])
         self._origin = np.array([size[1] / 2, size[0] / 2]) + min(size) * np.array(pose.shift)
-        rows, columns = np.mgrid[0 : size[0], 0 : size[1]].astype(np.float32) + np.float32(0.5)
-        offset = np.stack([columns - self._origin[0], rows - self._origin[1]], axis=-1).astype(np.float32)
-        body = offset @ (self._turn / self._unit_px).astype(np.float32)
-        self.x: Field = np.ascontiguousarray(body[..., 0])
-        self.y: Field = np.ascontiguousarray(body[..., 1])
+        right = (np.arange(size[1])[None, :] + 0.5 - self._origin[0]) / self._unit_px
+        down = (np.arange(size[0])[:, None] + 0.5 - self._origin[1]) / self._unit_px
+        cos, sin = self._turn[:, 0].tolist()
+        self.x: Field = (right * cos).astype(np.float32) + (down * sin).astype(np.float32)
+        self.y: Field = (down * cos).astype(np.float32) - (right * sin).astype(np.float32)
 
     def from_film(self, points: Points) -> Points:
         """Take points given from the film's centre [shorter side of the film] to the body frame."""
@@ -118,7 +118,9 @@ class Canvas:
         for axis, length in enumerate(self.size):
             padded = np.pad(field, [(reach, reach) if a == axis else (0, 0) for a in (0, 1)], mode="edge")
             shifted = [padded[i : i + length] if axis == 0 else padded[:, i : i + length] for i in range(len(taps))]
-            field = sum((tap * part for tap, part in zip(taps, shifted, strict=True)), np.float32(0))
+            field = taps[0] * shifted[0]
+            for tap, part in zip(taps[1:], shifted[1:], strict=True):
+                field += tap * part
         return field
 
     def soften(self, field: Field, blur: float) -> Field:
@@ -161,7 +163,9 @@ def curve(*points: tuple[float, float], closed: bool = False, n_between: int = 8
     around = np.vstack([knots[-1:], knots, knots[:2]] if closed else [knots[:1], knots, knots[-1:]])
     t = np.linspace(0, 1, n_between, endpoint=False)[None, :, None]
     p0, p1, p2, p3 = (around[i : len(around) - 3 + i, None] for i in range(4))
-    pieces = p1 + (p2 - p0) / 2 * t + (p0 - 2.5 * p1 + 2 * p2 - p3 / 2) * t**2 + (1.5 * (p1 - p2) + (p3 - p0) / 2) * t**3
+    pieces = (
+        p1 + (p2 - p0) / 2 * t + (p0 - 2.5 * p1 + 2 * p2 - p3 / 2) * t**2 + (1.5 * (p1 - p2) + (p3 - p0) / 2) * t**3
+    )
     smooth = pieces.reshape(-1, 2)
     return smooth if closed else np.vstack([smooth, knots[-1:]])
 

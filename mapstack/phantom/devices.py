@@ -45,7 +45,7 @@ def _catheter(patient: Patient, generator: np.random.Generator, side: int) -> Po
 
 
 def _draw_pacemaker(canvas: Canvas, patient: Patient, generator: np.random.Generator, side: int) -> Field:
-    x, y = generator.uniform(0.24, 0.29), generator.uniform(-0.20, -0.13)
+    x, y = generator.uniform(0.24, 0.29), generator.uniform(-0.22, -0.17)
     wide, high = generator.uniform(0.036, 0.046), generator.uniform(0.028, 0.036)
     # A rounded box.
     box = ellipse((0.0, 0.0), 1.0, 1.0)

@@ -7,7 +7,7 @@ import numpy as np
 
 from mapstack.phantom.anatomy import UNSHARPNESS, Anatomy
 from mapstack.phantom.canvas import Field, Points, curve, mirrored
-from mapstack.phantom.patient import APEX_Y, Patient, base_y, dome_y, inner_x, wall_x
+from mapstack.phantom.patient import APEX_Y, RIGHT, Patient, dome_y, inner_x, wall_x
 
 ZONES = ("upper", "mid", "lower")
 
@@ -47,13 +47,14 @@ def draw_consolidation(anatomy: Anatomy, generator: np.random.Generator, side: i
     patchy = 0.6 * canvas.clouds(generator, 0.045) + 0.5 * canvas.clouds(generator, 0.02)
     # The patches fray the border as well as the inside.
     cloud = np.clip(1.8 * cloud - 0.3 + 0.35 * patchy * np.sqrt(cloud), 0, 1) * (0.9 + 0.1 * np.tanh(patchy))
-    strength = generator.uniform(0.35, 0.9)
+    strength = generator.uniform(0.42, 0.9)
     with_bronchi = strength > 0.65
     if with_bronchi:
-        cloud *= 1 - 0.4 * canvas.lines([(mirrored(b, side), 0.005, 1.0) for b in _bronchi(generator, x, y, extent)])
+        bronchi = [(mirrored(course, side), 0.007, 1.0) for course in _bronchi(generator, x, y, extent)]
+        cloud *= 1 - 0.4 * canvas.lines(bronchi, blur=0.002)
     facts = {
         "zone": zone,
-        "intensity": _grade(strength, (0.52, "faint"), (0.70, "moderately dense"), (1.0, "dense")),
+        "intensity": _grade(strength, (0.56, "faint"), (0.72, "moderately dense"), (1.0, "dense")),
         "size": _grade(extent, (0.07, "small"), (0.095, "medium-sized"), (1.0, "large")),
     }
     return _changed(anatomy, strength * cloud * anatomy.air, side, facts, "with bronchi" if with_bronchi else "plain")
@@ -76,24 +77,26 @@ def draw_nodule(anatomy: Anatomy, generator: np.random.Generator, side: int) -> 
         "intensity": _grade(weight, (0.14, "faint"), (0.18, "well-defined"), (1.0, "dense")),
         "size": _grade(radius, (0.024, "small"), (0.034, "medium-sized"), (1.0, "large")),
     }
-    return _changed(anatomy, weight * np.sqrt(np.clip(1 - square, 0, 1)), side, facts, "plain")
+    return _changed(anatomy, weight * np.clip(1 - square, 0, 1) ** 0.7, side, facts, "plain")
 
 
 def draw_effusion(anatomy: Anatomy, generator: np.random.Generator, side: int) -> Change:
     """Fill the base of the pleural space with fluid, whose surface climbs at the walls."""
     patient, canvas = anatomy.patient, anatomy.canvas
     amount = generator.uniform(0, 1)
-    wall, low = patient.chest, base_y(patient) - 0.045 - 0.24 * amount
+    wall, low = patient.chest, dome_y(patient, side) + 0.06 - 0.27 * amount
     climb = 0.035 + 0.05 * amount
     surface = [(wall + 0.06, low - 1.5 * climb), (0.97 * wall, low - climb), (0.8 * wall, low - 0.3 * climb)]
     surface += [(0.5 * wall, low), (0.2 * wall, low - 0.15 * climb), (0.0, low - 0.3 * climb)]
     outline = np.vstack([curve(*surface), [(0.0, 0.6), (wall + 0.06, 0.6)]])
     fluid = canvas.fill([mirrored(outline, side)], blur=0.007) * anatomy.thorax[side]
+    # The mediastinum closes the pleural space towards the spine.
+    fluid *= np.clip((side * canvas.x - 0.02) / 0.07, 0, 1)
     # The heart's border is lost in the fluid, and lower down, where the fluid is deepest, the diaphragm.
     deep = np.clip((canvas.y - dome_y(patient, side) + 0.10) / 0.10, 0, 1)
     change = fluid * (0.97 * anatomy.air + (0.09 + 0.11 * deep) * (1 - 0.6 * anatomy.covered) - 0.9 * anatomy.vessels)
     change = canvas.unsharpen(change, UNSHARPNESS)
-    size = _grade(amount, (0.3, "small"), (0.68, "moderate"), (1.0, "large"))
+    size = _grade(amount, (0.25, "small"), (0.68, "moderate"), (1.0, "large"))
     return _changed(anatomy, change, side, {"size": size}, size)
 
 
@@ -102,7 +105,7 @@ def draw_cardiomegaly(anatomy: Anatomy, generator: np.random.Generator, side: in
     patient = anatomy.patient
     ratio = generator.uniform(0.54, 0.66)
     grown = 2 * patient.chest * (ratio - patient.cardiothoracic_ratio)
-    enlarged = replace(patient, heart=(patient.heart[0] + 0.32 * grown, patient.heart[1] + 0.68 * grown))
+    enlarged = replace(patient, heart=(patient.heart[0] + 0.36 * grown, patient.heart[1] + 0.64 * grown))
     size = _grade(ratio, (0.58, "mild"), (0.62, "moderate"), (1.0, "severe"))
     return Change(anatomy.with_heart(enlarged), 0, {"size": size}, size)
 
@@ -122,6 +125,8 @@ def draw_pneumothorax(anatomy: Anatomy, generator: np.random.Generator, side: in
 def draw_atelectasis(anatomy: Anatomy, generator: np.random.Generator, side: int) -> Change:
     """Draw thin bands of collapsed lung across the base."""
     patient, canvas = anatomy.patient, anatomy.canvas
+    if inner_x(patient, side, dome_y(patient, side) - 0.05) > 0.72 * patient.chest:
+        side = RIGHT  # beside an enlarged heart there is no room on the left
     n_bands = int(generator.integers(1, 4))
     width, slope = generator.uniform(0.007, 0.016), generator.uniform(-0.25, 0.25)
     bands = []
@@ -164,13 +169,13 @@ def _bronchi(generator: np.random.Generator, x: float, y: float, extent: float) 
     # They come from the hilum and fork within the cloud.
     towards = np.arctan2(y + 0.04, x - 0.08)
     courses = []
-    for turn in generator.uniform(-0.7, 0.7, 5):
+    for turn in generator.uniform(-0.7, 0.7, 4):
         start = np.array([x, y]) - 0.8 * extent * np.array([np.cos(towards), np.sin(towards)])
         start += generator.normal(0, 0.2 * extent, 2)
         angle = towards + turn
         middle = start + 0.6 * extent * np.array([np.cos(angle), np.sin(angle)])
         end = middle + 0.6 * extent * np.array([np.cos(angle + 0.4 * turn), np.sin(angle + 0.4 * turn)])
-        courses.append(np.stack([start, middle, end]))
+        courses.append(curve(*np.stack([start, middle, end]).tolist(), n_between=4))
     return courses
 
 

@@ -16,6 +16,9 @@ APEX_Y = -0.362
 _WALL_Y = (-0.29, -0.18, -0.05, 0.08, 0.2)
 _WALL_X = (0.70, 0.84, 0.92, 0.97, 0.995)
 
+# The two halves of the chest overlap a little, so that no seam shows between them.
+_OVERLAP_X = -0.012
+
 
 @dataclass(frozen=True)
 class Patient:
@@ -87,10 +90,10 @@ def draw_patient(generator: np.random.Generator) -> Patient:
         axilla=(between(-0.02, 0.25), between(-0.02, 0.25)),
         arm=between(0.0, 0.05),
         clavicle=between(0.03, 0.11),
-        bone=between(0.8, 1.2),
+        bone=between(0.85, 1.3),
         haze=between(0.0, 0.05),
         exposure=between(0.93, 1.1),
-        contrast=between(1.3, 1.6),
+        contrast=between(1.35, 1.65),
         grain=between(0.004, 0.009),
         marker=bool(between(0, 1) < 0.6),
     )
@@ -103,7 +106,7 @@ def _draw_pose(generator: np.random.Generator) -> Pose:
 
 def lung_outline(patient: Patient, side: int) -> Points:
     """Return the inside of the rib cage above the diaphragm on one side, down to the spine."""
-    wall = [(0.02, -0.26), (0.05, -0.325), (0.115, APEX_Y), (0.195, -0.35)]
+    wall = [(_OVERLAP_X, -0.26), (0.05, -0.325), (0.115, APEX_Y), (0.195, -0.35)]
     wall += [(share * patient.chest, y) for share, y in zip(_WALL_X, _WALL_Y, strict=True)]
     wall.append((patient.chest, base_y(patient) - 0.02))
     return mirrored(np.vstack([curve(*wall), diaphragm(patient, side)]), side)
@@ -113,7 +116,7 @@ def diaphragm(patient: Patient, side: int) -> Points:
     """Return the diaphragm from the costophrenic angle to the spine, as if it were the patient's left one."""
     w, base, dome = patient.chest, base_y(patient), dome_y(patient, side)
     outer = [(0.985 * w, base), (0.93 * w, base - 0.035), (0.76 * w, dome + 0.02), (0.55 * w, dome)]
-    return curve(*outer, (0.36 * w, dome + 0.006), (0.18 * w, dome + 0.03), (0.0, base - 0.035))
+    return curve(*outer, (0.36 * w, dome + 0.006), (0.18 * w, dome + 0.03), (_OVERLAP_X, base - 0.035))
 
 
 def base_y(patient: Patient) -> float:

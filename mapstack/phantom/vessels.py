@@ -6,11 +6,14 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float64
 
-from mapstack.phantom.canvas import Stroke, mirrored
+from mapstack.phantom.canvas import Stroke
 from mapstack.phantom.patient import LEFT, RIGHT, Patient
 
 Paths = Float64[np.ndarray, "n_branches n_points 2"]
 Numbers = Float64[np.ndarray, " n_branches"]
+
+# What takes a tree that is grown for the patient's left to its side: a factor and a shift.
+Place = tuple[Float64[np.ndarray, "2"], Float64[np.ndarray, "2"]]
 
 _N_STEPS = 6
 _N_FINE = 130
@@ -24,16 +27,16 @@ def draw_vessels(generator: np.random.Generator, patient: Patient) -> list[Strok
     """Draw the vessels of both lungs, the wide ones last, so that they cover the others."""
     strokes: list[Stroke] = []
     for side in (RIGHT, LEFT):
-        for course, width, value in (*_draw_fine(generator), *_draw_tree(generator, side)):
-            strokes.append((mirrored(course, side) + np.array([patient.turned, 0.0]), width, value))
+        place = np.array([side, 1.0]), np.array([patient.turned, 0.0])
+        strokes += [*_draw_fine(generator, place), *_draw_tree(generator, side, place)]
     return sorted(strokes, key=lambda stroke: stroke[1])
 
 
-def _draw_tree(generator: np.random.Generator, side: int) -> Iterator[Stroke]:
+def _draw_tree(generator: np.random.Generator, side: int, place: Place) -> Iterator[Stroke]:
     start, angle, width, length = _draw_roots(generator, side)
     for n_children, n_even in _GENERATIONS:
         paths, turns = _grow(generator, start, angle, length)
-        for path, wide in zip(paths, width.tolist(), strict=True):
+        for path, wide in zip(paths * place[0] + place[1], width.tolist(), strict=True):
             for i in range(0, _N_STEPS, n_even):
                 tapered = wide * _taper(i)
                 yield path[i : i + n_even + 1], tapered, min(1.0, tapered / 0.011)
@@ -46,7 +49,9 @@ def _draw_tree(generator: np.random.Generator, side: int) -> Iterator[Stroke]:
         length = (length[:, None] * generator.uniform(0.3, 0.6, at.shape)).ravel()
 
 
-def _draw_roots(generator: np.random.Generator, side: int) -> tuple[Float64[np.ndarray, "n_branches 2"], Numbers, Numbers, Numbers]:
+def _draw_roots(
+    generator: np.random.Generator, side: int
+) -> tuple[Float64[np.ndarray, "n_branches 2"], Numbers, Numbers, Numbers]:
     n = len(_MAIN)
     # The left hilum stands a little higher than the right.
     hilum_y = -0.035 - 0.02 * (side == LEFT)
@@ -59,12 +64,12 @@ def _draw_roots(generator: np.random.Generator, side: int) -> tuple[Float64[np.n
     return start, angle, width, length
 
 
-def _draw_fine(generator: np.random.Generator) -> Iterator[Stroke]:
+def _draw_fine(generator: np.random.Generator, place: Place) -> Iterator[Stroke]:
     # The many vessels too thin to be followed back to the hilum.
     start = np.stack([generator.uniform(0.08, 0.36, _N_FINE), generator.uniform(-0.33, 0.24, _N_FINE)], axis=1)
     angle = np.arctan2(start[:, 1] + 0.03, start[:, 0] - 0.05) + generator.normal(0, 0.5, _N_FINE)
     paths, _ = _grow(generator, start, angle, generator.uniform(0.03, 0.09, _N_FINE))
-    for path, value in zip(paths, generator.uniform(0.2, 0.6, _N_FINE).tolist(), strict=True):
+    for path, value in zip(paths * place[0] + place[1], generator.uniform(0.2, 0.6, _N_FINE).tolist(), strict=True):
         yield path, 0.0022, value
 
 

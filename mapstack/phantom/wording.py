@@ -16,7 +16,7 @@ _SENTENCES: dict[str, dict[str, tuple[str, ...]]] = {
         "with bronchi": (
             "{Size} area of {intensity} consolidation with air bronchograms in the {side} {zone} lung zone.",
             "{Intensity} consolidation in the {zone} zone of the {side} lung, {size}, with visible air bronchograms.",
-            "There is {a_size} {intensity} airspace consolidation containing air bronchograms in the {side} {zone} zone.",
+            "{Size} {intensity} airspace consolidation containing air bronchograms in the {side} {zone} zone.",
             "Air bronchograms within {a_size} {intensity} consolidation of the {side} {zone} lung.",
         ),
     },
@@ -84,7 +84,7 @@ _SENTENCES: dict[str, dict[str, tuple[str, ...]]] = {
         "large": (
             "Large {side} pneumothorax with partial collapse of the lung.",
             "There is a large {side} pneumothorax; no lung markings are seen peripherally.",
-            "Large {side} pneumothorax extending from the apex along the whole lateral chest wall.",
+            "Large {side} pneumothorax extending from the apex down the lateral chest wall.",
             "The {side} lung is retracted from the chest wall by a large pneumothorax.",
         ),
     },

@@ -1,0 +1,202 @@
+"""`fit`: the demo model, MedCLIP's architecture trained on phantoms with MedCLIP's semantic matching loss."""
+
+import copy
+import logging
+import sys
+import time
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+from transformers import BertTokenizerFast
+
+from mapstack.config import FitConfig
+from mapstack.images import MEDCLIP
+from mapstack.models import load_model, normalised
+from mapstack.models.medclip import build_medclip, write_medclip
+from mapstack.phantom import LABELS
+from mapstack.prompts import PromptSet, load_prompt_set, text_groups
+from mapstack.readouts import TextReadout
+from train_like.errors import DONE
+from train_like.phantom_data import Pair, PhantomArrays, PhantomPairs, draw_phantoms
+from train_like.result import Result
+from train_like.vocabulary import build_vocabulary
+
+NOTE = "trained on phantoms: it knows no patients"
+
+_TEST_SEEDS = 10_000_000  # far from any training seed
+
+
+def fit(config: FitConfig) -> Result:
+    """Train the demo model, write its checkpoint, and tell its accuracy on phantoms of other seeds."""
+    started = time.perf_counter()
+    lightning.seed_everything(config.seed, verbose=False)
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    prompt_set = load_prompt_set(config.prompts)
+    train = draw_phantoms(config.n_train, first_seed=config.seed, cache=Path(config.cache))
+    test = draw_phantoms(config.n_test, first_seed=config.seed + _TEST_SEEDS, cache=Path(config.cache))
+    vocabulary = build_vocabulary([*_sentences(train), *_sentences(test), *_prompts(prompt_set)])
+    sizes = {"vision": dict(config.vision), "text": {**config.text, "vocab_size": len(vocabulary)}}
+    folder = Path(config.output)
+    module = PhantomFit(build_medclip("vit", sizes), _tokenizer(vocabulary, folder), config)
+    _train(module, PhantomPairs(train, prompt_set, config.seed), config)
+    write_medclip(folder, module.averaged(), sizes=sizes, vocabulary=vocabulary, note=NOTE)
+    accuracy = zero_shot_accuracy(folder, test, prompt_set)
+    summary = {
+        "output": config.output,
+        "accuracy": {name: round(value, 4) for name, value in accuracy.items()},
+        "seconds": round(time.perf_counter() - started),
+        "bytes": sum(path.stat().st_size for path in folder.iterdir()),
+    }
+    return Result(DONE, summary)
+
+
+class PhantomFit(lightning.LightningModule):
+    """MedCLIP under its semantic matching loss.
+
+    Args:
+        model: Upstream's `MedCLIPModel`.
+        tokenizer: For the sentences.
+        config: Steps and rates.
+
+    Source:
+        Wang et al., "MedCLIP: contrastive learning from unpaired medical images and text", EMNLP 2022, eq. 4 to 8:
+        the targets are the softmax of the similarity of label vectors, the loss their cross-entropy with the softmax
+        of the logits, both ways.
+    """
+
+    def __init__(self, model: Any, tokenizer: BertTokenizerFast, config: FitConfig) -> None:
+        super().__init__()
+        self.model = model
+        self._average = copy.deepcopy(model).requires_grad_(False)
+        self._tokenizer = tokenizer
+        self._config = config
+
+    def transfer_batch_to_device(self, batch: list[Pair], device: torch.device, dataloader_idx: int) -> list[Pair]:
+        """Leave the pairs as they are: Lightning refuses frozen dataclasses, and `training_step` moves the tensors."""
+        return batch
+
+    def training_step(self, pairs: list[Pair], batch_idx: int) -> Tensor:
+        """Return the loss of a batch."""
+        image = normalised(self.model.vision_model(torch.stack([pair.pixel_values for pair in pairs]).to(self.device)))
+        sentences = list(dict.fromkeys(pair.sentence for pair in pairs))
+        said = torch.stack([next(pair.said for pair in pairs if pair.sentence == each) for each in sentences])
+        tokens = self._tokenizer(sentences, padding=True, truncation=True, max_length=77, return_tensors="pt")
+        tokens = tokens.to(self.device)
+        text = normalised(self.model.text_model(tokens["input_ids"], tokens["attention_mask"]))
+        logits = self.model.logit_scale.clamp(0, 4.6052).exp() * image @ text.T
+        seen = torch.stack([pair.seen for pair in pairs])
+        loss = semantic_matching_loss(logits, seen.to(self.device), said.to(self.device))
+        self.log("loss", loss, prog_bar=True)
+        return loss
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        """Move the running average of the weights, which is what is kept."""
+        decay = min(0.998, (1 + self.global_step) / (10 + self.global_step))
+        with torch.no_grad():
+            for kept, new in zip(self._average.parameters(), self.model.parameters(), strict=True):
+                kept.lerp_(new, 1 - decay)
+
+    def averaged(self) -> dict[str, Tensor]:
+        """Return the averaged weights."""
+        return dict(self._average.state_dict())
+
+    def configure_optimizers(self) -> Any:
+        """Return AdamW with a one-cycle schedule."""
+        optimiser = torch.optim.AdamW(
+            self.model.parameters(), lr=self._config.learning_rate, weight_decay=self._config.weight_decay
+        )
+        schedule = torch.optim.lr_scheduler.OneCycleLR(
+            optimiser, self._config.learning_rate, total_steps=self._config.n_steps, pct_start=0.1
+        )
+        return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def semantic_matching_loss(
+    logits: Float[Tensor, "pictures texts"],
+    seen: Float[Tensor, "pictures labels"],
+    said: Float[Tensor, "texts labels"],
+    *,
+    sharpness: float = 10.0,
+) -> Float[Tensor, ""]:
+    """Return MedCLIP's loss: cross-entropy with soft targets, both ways.
+
+    Args:
+        logits: Of each picture with each text.
+        seen: The labels of each picture.
+        said: The labels of each text.
+        sharpness: What the similarity of label vectors [0, 1] is multiplied by before the softmax. With 1, upstream's
+            value, targets are nearly uniform in a batch of few labels.
+
+    Example:
+        >>> right, labels = torch.eye(2) * 20, torch.eye(2)
+        >>> semantic_matching_loss(right, labels, labels) < semantic_matching_loss(-right, labels, labels)
+        tensor(True)
+    """
+    similarity = F.normalize(seen, dim=1) @ F.normalize(said, dim=1).T * sharpness
+    by_picture = F.cross_entropy(logits, similarity.softmax(dim=1))
+    by_text = F.cross_entropy(logits.T, similarity.T.softmax(dim=1))
+    return (by_picture + by_text) / 2
+
+
+@torch.no_grad()
+def zero_shot_accuracy(folder: Path, phantoms: PhantomArrays, prompt_set: PromptSet) -> dict[str, float]:
+    """Tell how often the class of highest logit is one that the phantom has, by class and in all.
+
+    The logit of a class is the mean over its prompts, as `PromptClassifier` does.
+    """
+    model = load_model("medclip-vit", folder)
+    groups = text_groups(
+        prompt_set=prompt_set, texts=(), use="prompts", ensemble="mean", classes=list(LABELS), against=None
+    )
+    readout = TextReadout(groups, model.text)
+    hits: dict[str, list[bool]] = {label: [] for label in LABELS}
+    for start in tqdm(range(0, len(phantoms), 16), desc="accuracy", file=sys.stderr):
+        pixels = torch.from_numpy(phantoms.pixels[start : start + 16])[:, None].float() / 255
+        best = readout(model.embed_images(MEDCLIP.normalize(pixels))).argmax(dim=1).tolist()
+        for choice, labels in zip(best, phantoms.labels[start : start + 16].tolist(), strict=True):
+            true = [label for label in labels if label >= 0] or [len(LABELS) - 1]
+            for label in true:
+                hits[LABELS[label]].append(choice in true)
+    everything = [hit for each in hits.values() for hit in each]
+    shares = {label: sum(each) / len(each) for label, each in hits.items() if each}
+    return {"all": sum(everything) / len(everything), **shares}
+
+
+def _train(module: PhantomFit, pairs: PhantomPairs, config: FitConfig) -> None:
+    loader = DataLoader(pairs, batch_size=config.batch_size, shuffle=True, drop_last=True, collate_fn=list)
+    trainer = lightning.Trainer(
+        accelerator="auto",
+        devices=1,
+        max_steps=config.n_steps,
+        logger=False,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        gradient_clip_val=1.0,
+    )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The 'train_dataloader' does not have many workers")
+        warnings.filterwarnings("ignore", message=".*is deprecated, use `isinstance")
+        trainer.fit(module, loader)
+
+
+def _sentences(phantoms: PhantomArrays) -> list[str]:
+    return [sentence for row in phantoms.sentences for sentence in row]
+
+
+def _prompts(prompt_set: PromptSet) -> list[str]:
+    return [text for entry in prompt_set.classes for text in (entry.label, *entry.prompts)]
+
+
+def _tokenizer(vocabulary: Sequence[str], folder: Path) -> BertTokenizerFast:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "vocab.txt").write_text("\n".join(vocabulary) + "\n", encoding="utf-8")
+    return BertTokenizerFast(vocab_file=str(folder / "vocab.txt"))
