@@ -1,23 +1,17 @@
-"""The configuration: dataclasses that a YAML file and `key=value` overrides are checked against.
-
-The only file that knows OmegaConf. Every wrong key or value becomes a `ConfigError` of one sentence that names the key.
-"""
+"""The configuration: dataclasses that a YAML file and `key=value` overrides are checked against."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
-from omegaconf import DictConfig, ListConfig, OmegaConf
-from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
-from yaml import YAMLError
-
+from mapstack.baselines import BASELINES
+from mapstack.config_files import load_config as load_config
+from mapstack.config_files import merge
 from mapstack.errors import ConfigError, unknown_name
 from mapstack.methods import METHODS, Method
 from mapstack.prompts import TextGroup, load_prompt_set, text_groups
-
-T = TypeVar("T")
 
 
 def _one_of(key: str, value: str, choices: Sequence[str]) -> None:
@@ -72,6 +66,7 @@ class DataConfig:
         _at_least("data.num_workers", self.num_workers, 0)
         _at_least("data.limit", self.limit, 1)
         _at_least("data.timeout_s", self.timeout_s, 1)
+        _at_least("data.max_bad_share", self.max_bad_share, 0)
         if not isinstance(self.shards, str | list):
             raise ConfigError(
                 f"data.shards is a {type(self.shards).__name__}; it is a path with braces or globs, or a list of them."
@@ -195,8 +190,7 @@ class Config:
 
     def __post_init__(self) -> None:
         _one_of("route", self.route, ("auto", "direct", "prompts", "axes"))
-        if isinstance(self.method, Mapping):
-            self.method = make_method_from(self.method)
+        self.method = make_method_from(self.method)
 
 
 @dataclass
@@ -318,72 +312,29 @@ class FitConfig:
             _at_least(key, getattr(self, key), 1)
 
 
-def make_method_from(block: Mapping[str, Any]) -> Method:
+def make_method_from(block: Any) -> Method:
     """Make a method from its configuration block: `name` and the method's own parameters.
 
     Raises:
-        ConfigError: The name, a parameter or its type is wrong.
+        ConfigError: It is no block, or the name, a parameter or its type is wrong.
     """
+    if not isinstance(block, Mapping):
+        raise ConfigError(f"method {block!r} is no block of keys; it has a name and parameters; write name: occlusion.")
     name = block.get("name")
     if name not in METHODS:
         raise ConfigError(unknown_name("method", name, tuple(METHODS)))
-    schema = OmegaConf.structured(METHODS[name])
-    OmegaConf.set_readonly(schema, False)
     parameters = {key: value for key, value in block.items() if key != "name"}
-    return cast(Method, _merge(schema, [parameters], METHODS[name], prefix="method."))
+    method = merge(METHODS[name], [parameters], prefix="method.")
+    _check_parameters(method)
+    return method
 
 
-def load_config(schema: type[T], path: str | Path, overrides: Sequence[str] = ()) -> T:
-    """Read a YAML file and overrides into a configuration.
-
-    Args:
-        schema: The dataclass to fill.
-        path: The YAML file.
-        overrides: `key=value` with dots, the value in YAML; later ones win.
-
-    Raises:
-        ConfigError: The file is missing or no YAML mapping, or a key or value is wrong.
-    """
-    file = Path(path)
-    if not file.is_file():
-        raise ConfigError(f"configuration file '{path}' does not exist; give the path of a YAML file.")
-    try:
-        from_file = OmegaConf.load(file)
-    except (YAMLError, OmegaConfBaseException, UnicodeDecodeError, OSError) as error:
-        raise ConfigError(f"configuration file '{path}' is no YAML ({_first_line(error)}); correct it.") from None
-    if isinstance(from_file, ListConfig):
-        raise ConfigError(f"configuration file '{path}' holds a list; it must hold keys and values; correct it.")
-    return cast(T, _merge(OmegaConf.structured(schema), [from_file, _read_overrides(overrides)], schema))
-
-
-def _read_overrides(overrides: Sequence[str]) -> DictConfig:
-    for override in overrides:
-        if "=" not in override or override.startswith("="):
-            raise ConfigError(f"override '{override}' is no key=value; write it as in data.batch_size=8.")
-    try:
-        return OmegaConf.from_dotlist(list(overrides))
-    except (YAMLError, OmegaConfBaseException) as error:
-        raise ConfigError(f"an override's value is no YAML ({_first_line(error)}); quote it.") from None
-
-
-def _merge(schema: DictConfig, layers: Sequence[Any], kind: type, prefix: str = "") -> object:
-    try:
-        return OmegaConf.to_object(OmegaConf.merge(schema, *layers))
-    except (ConfigKeyError, ConfigAttributeError) as error:
-        key = str(error.full_key)
-        raise ConfigError(unknown_name("configuration key", prefix + key, _keys_beside(kind, key, prefix))) from None
-    except OmegaConfBaseException as error:
-        key = f"'{prefix}{error.full_key}'" if error.full_key else "value"
-        raise ConfigError(f"configuration key {key} is wrong: {_first_line(error)}; correct its type.") from None
-
-
-def _keys_beside(kind: type, full_key: str, prefix: str) -> list[str]:
-    """Return the keys, in full, that the block of a key knows."""
-    *blocks, _ = full_key.split(".")
-    for block in blocks:
-        (kind,) = (cast(type, each.default_factory) for each in dataclasses.fields(kind) if each.name == block)
-    return [prefix + ".".join([*blocks, each.name]) for each in dataclasses.fields(kind)]
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).split("\n", maxsplit=1)[0]
+def _check_parameters(method: Method) -> None:
+    """Refuse numbers that count nothing and baselines that nobody knows, before a store is opened."""
+    for each in dataclasses.fields(cast(Any, method)):
+        key, value = f"method.{each.name}", getattr(method, each.name)
+        if each.name in ("baseline", "baselines"):
+            for name in [value] if isinstance(value, str) else value:
+                _one_of(key, name, tuple(BASELINES))
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            _at_least(key, value, 1 if isinstance(value, int) else 0)

@@ -9,6 +9,7 @@ from train_like.errors import DONE, SOME_FAILED, WRONG_STORE
 from train_like.result import Result
 
 _N_SHOWN = 20
+_DELAY_S = 0.2  # what fails at once is told without a bar
 
 
 def check_store(folder: str) -> Result:
@@ -17,7 +18,7 @@ def check_store(folder: str) -> Result:
     Raises:
         StoreError: The folder is no store.
     """
-    with tqdm(desc="verify", unit="B", unit_scale=True, file=sys.stderr) as bar:
+    with tqdm(desc="verify", unit="B", unit_scale=True, file=sys.stderr, delay=_DELAY_S) as bar:
 
         def show(n_read: int, n_total: int) -> None:
             bar.total = n_total

@@ -3,11 +3,12 @@
 import argparse
 import json
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from mapstack.errors import MapstackError
-from train_like.errors import exit_code, status
+from train_like.errors import STOPPED, exit_code, status
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -25,6 +26,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"{options.command}: {error}", file=sys.stderr)
         _report({"command": options.command, "status": status(code), "error": str(error)})
         return code
+    except Exception as error:
+        # Python's own code for this is 1, which says that the work was finished.
+        traceback.print_exc()
+        _report({"command": options.command, "status": status(STOPPED), "error": type(error).__name__})
+        return STOPPED
     if result.is_reporter:
         _report({"command": options.command, "status": status(result.code), **result.summary})
     return int(result.code)

@@ -2,23 +2,31 @@
 
 import importlib.metadata
 import logging
+import signal
 import time
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import lightning
 import torch
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from mapstack import __version__
 from mapstack.basis import Basis
-from mapstack.config import Config
+from mapstack.config import Config, TrainerConfig
 from mapstack.errors import ConfigError
 from mapstack.explainer import Explainer
+from mapstack.geometry import reduce_area
+from mapstack.methods import Occlusion
 from mapstack.models import load_model
 from mapstack.readouts import TextReadout
 from mapstack.stored_stack import describe_store
 from train_like.data import ShardData
-from train_like.errors import DONE, SOME_FAILED, StoppedError
+from train_like.errors import DONE, SOME_FAILED, StoppedError, TerminatedError
 from train_like.index import expand_shards, index_shards
 from train_like.module import StackModule
 from train_like.progress import ExtractionProgress
@@ -55,6 +63,7 @@ def extract(config: Config) -> Result:
     explainer = make_explainer(config)
     readout = make_readout(config, explainer)
     basis = _choose_basis(config, explainer, readout)
+    _require_form(explainer)
     manifest = describe_store(explainer, basis, codec=config.stack.codec, shards_digest=index.digest)
     store = StoreCallback(
         Path(config.output),
@@ -66,11 +75,12 @@ def extract(config: Config) -> Result:
     )
     module = StackModule(explainer, basis, readout, config.stack.codec)
     started = time.perf_counter()
-    is_reporter = _predict(config, module, ShardData(config.data, explainer.model.preprocessing), store)
+    trainer = make_trainer(config.trainer, [store, ExtractionProgress(store)])
+    _predict(trainer, module, ShardData(config.data, explainer.model.preprocessing), store)
     if store.totals is None:
         raise StoppedError("the loop ended before the account was closed; run the same command to go on.")
     totals = store.totals
-    is_complete = totals.failed == 0 and totals.done == index.n_expected
+    is_complete = totals.failed == 0 and totals.done == totals.expected
     summary = {
         "output": config.output,
         "expected": totals.expected,
@@ -80,7 +90,7 @@ def extract(config: Config) -> Result:
         "bytes": totals.n_bytes,
         "seconds": round(time.perf_counter() - started, 3),
     }
-    return Result(DONE if is_complete else SOME_FAILED, summary, is_reporter)
+    return Result(DONE if is_complete else SOME_FAILED, summary, trainer.is_global_zero)
 
 
 def make_explainer(config: Config) -> Explainer:
@@ -116,39 +126,99 @@ def _choose_basis(config: Config, explainer: Explainer, readout: TextReadout | N
     return Basis.of(readout.span)
 
 
-def _predict(config: Config, module: StackModule, data: ShardData, store: StoreCallback) -> bool:
-    """Run the loop; say whether this process is rank 0."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    trainer = lightning.Trainer(
-        accelerator=config.trainer.accelerator,
-        devices=config.trainer.devices,
-        num_nodes=config.trainer.num_nodes,
-        precision=config.trainer.precision,  # type: ignore[arg-type]
-        inference_mode=False,
-        logger=False,
-        enable_checkpointing=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-        callbacks=[store, ExtractionProgress(store)],
-    )
+def _require_form(explainer: Explainer) -> None:
+    """Refuse a form that does not fit the model here, where no store is opened yet, and none discarded.
+
+    Raises:
+        InputError: The windows do not fit the model-input frame, or `map_size` does not divide it.
+    """
+    image_size = explainer.model.preprocessing.image_size
+    if isinstance(explainer.method, Occlusion):
+        explainer.method.windows(image_size)
+    reduce_area(torch.zeros(image_size, image_size), explainer.frame_size)
+
+
+def make_trainer(config: TrainerConfig, callbacks: Sequence[lightning.Callback]) -> lightning.Trainer:
+    """Build the trainer of the loop.
+
+    Raises:
+        ConfigError: Lightning refuses a value, or the launcher has started another number of processes.
+    """
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    try:
+        trainer = lightning.Trainer(
+            accelerator=config.accelerator,
+            devices=config.devices,
+            num_nodes=config.num_nodes,
+            precision=config.precision,  # type: ignore[arg-type]
+            inference_mode=False,
+            logger=False,
+            enable_checkpointing=False,
+            enable_model_summary=False,
+            use_distributed_sampler=False,
+            callbacks=list(callbacks),
+        )
+    # Lightning has no class of its own for what it refuses.
+    except (MisconfigurationException, RuntimeError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split()).rstrip(".")
+        raise ConfigError(f"Lightning refuses the trainer ({reason}); correct trainer.* or the launcher.") from None
+    _require_all_processes(trainer.num_devices * trainer.num_nodes)
+    return trainer
+
+
+def _require_all_processes(n_counted: int) -> None:
+    """Refuse a trainer that does not count the processes of its launcher: each would take itself for the only one."""
+    launchers = (TorchElasticEnvironment, SLURMEnvironment)  # in Lightning's order: torchrun may run inside SLURM
+    n_started = next((launcher().world_size() for launcher in launchers if launcher.detect()), n_counted)
+    if n_started != n_counted:
+        raise ConfigError(
+            f"the launcher has started {n_started} processes and the trainer counts {n_counted}; they must agree; set "
+            "trainer.devices to the processes of a node, and trainer.num_nodes."
+        )
+
+
+def _predict(trainer: lightning.Trainer, module: StackModule, data: ShardData, store: StoreCallback) -> None:
+    """Run the loop.
+
+    Raises:
+        StoppedError: A reader hangs or has died, or Ctrl-C came.
+        TerminatedError: SIGTERM came.
+    """
     try:
         with warnings.catch_warnings():
             for message in _EXPECTED_WARNINGS:
                 warnings.filterwarnings("ignore", message=message)
             trainer.predict(module, datamodule=data, return_predictions=False)
-    except RuntimeError as error:
-        # torch has no class of its own for a reader that hangs or dies.
-        if "DataLoader" not in str(error):
+    except BaseException as error:
+        _end_children(trainer)
+        explained = _explain_end(error, store)
+        if explained is error:
             raise
-        raise StoppedError(
-            f"reading the shards stopped ({error}); see data.timeout_s; the same command goes on."
-        ) from None
+        raise explained from None
     finally:
         store.close()
-        is_reporter = trainer.is_global_zero
         if torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
-    return is_reporter
+
+
+def _end_children(trainer: lightning.Trainer) -> None:
+    """End the ranks that this process has started: nothing in the loop would tell them that rank 0 is gone."""
+    launcher: Any = trainer.strategy.launcher
+    if launcher is not None:
+        launcher.kill(signal.SIGTERM)
+
+
+def _explain_end(error: BaseException, store: StoreCallback) -> BaseException:
+    """Return what an error of the loop means for the job; the error itself where it says so already."""
+    # torch has no class of its own for a reader that hangs or dies.
+    if isinstance(error, RuntimeError) and "DataLoader" in str(error):
+        if store.is_terminated:  # which SLURM sends to the readers, too
+            return TerminatedError("SIGTERM came while samples were read; run the same command to go on.")
+        return StoppedError(f"reading the shards stopped ({error}); see data.timeout_s; the same command goes on.")
+    if isinstance(error, SystemExit):  # what Lightning makes of KeyboardInterrupt
+        return StoppedError("Ctrl-C came; every committed record is kept; run the same command to go on.")
+    return error
 
 
 def _versions() -> dict[str, str]:

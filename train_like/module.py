@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import lightning
+import numpy as np
 import torch
 
 from mapstack.basis import Basis
@@ -61,8 +62,8 @@ class StackModule(lightning.LightningModule):
 
     def _record(self, item: Item, stack: Stack | OcclusionStack, logits: torch.Tensor | None) -> StackRecord | Failure:
         try:
-            arrays = stack_arrays(stack, codec=self._codec)
-        except InputError as error:  # NaN or infinity, which no store may hold
+            arrays = _require_finite(stack_arrays(stack, codec=self._codec))
+        except InputError as error:
             return Failure(item.key, item.shard, str(error))
         info = {
             "shard": item.shard,
@@ -74,3 +75,13 @@ class StackModule(lightning.LightningModule):
         if logits is not None and self.readout is not None:
             info["logits"] = logits.tolist()
         return StackRecord(item.key, arrays, info)
+
+
+def _require_finite(arrays: Arrays) -> Arrays:
+    """Return the arrays, which a store takes only without NaN and infinity."""
+    for name, array in arrays.items():
+        if not np.isfinite(array).all():
+            raise InputError(
+                f"its {name} holds NaN or infinity, which is never stored; check the model and the sample."
+            )
+    return arrays

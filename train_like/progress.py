@@ -42,6 +42,15 @@ class ExtractionProgress(ProgressBar):
 
     def on_predict_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Leave the bar as it is."""
+        self._close()
+
+    def on_exception(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, exception: BaseException
+    ) -> None:
+        """End the bar's line, so that the reason gets its own."""
+        self._close()
+
+    def _close(self) -> None:
         if self._bar is not None:
             self._bar.close()
 

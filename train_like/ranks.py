@@ -24,7 +24,7 @@ class Ranks:
 
     def __init__(self, *, is_first: bool) -> None:
         self._is_first = is_first
-        self._group = dist.new_group(backend="gloo", timeout=_PATIENCE) if dist.is_initialized() else None
+        self._group: Any = dist.new_group(backend="gloo", timeout=_PATIENCE) if dist.is_initialized() else None
 
     def from_first(self, action: Callable[[], Any]) -> Any:
         """Run an action on rank 0 and give its result, or its error, to every rank.

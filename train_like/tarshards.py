@@ -6,11 +6,12 @@ import json
 import os
 import re
 import tarfile
+import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool
@@ -31,14 +32,14 @@ class Sample:
     Args:
         key: Its name, 1 to 80 letters, digits, "-" and "_": WebDataset splits a member's name at the first dot.
         image: The image file's bytes.
-        suffix: Its format.
+        suffix: Its format, png or jpg.
         info: What KEY.json says: any of `labels`, `report`, `findings: [{label, prompt, box}]`. The sha256 is added.
         masks: For each label, True where it is seen, original-image frame; empty where nothing is known.
     """
 
     key: str
     image: bytes
-    suffix: Literal["png", "jpg"]
+    suffix: str
     info: Mapping[str, Any]
     masks: Mapping[str, Bool[np.ndarray, "height width"]]
 
@@ -135,12 +136,19 @@ def _members(sample: Sample) -> dict[str, bytes]:
         "json": json.dumps(info, ensure_ascii=False, sort_keys=True, allow_nan=False).encode(),
     }
     if sample.masks:
-        file = io.BytesIO()
-        np.savez_compressed(
-            file, allow_pickle=False, **{label: mask.astype(bool) for label, mask in sample.masks.items()}
-        )
-        members["masks.npz"] = file.getvalue()
+        members["masks.npz"] = _npz(sample.masks)
     return members
+
+
+def _npz(arrays: Mapping[str, Bool[np.ndarray, "height width"]]) -> bytes:
+    # As numpy.savez_compressed, whose keyword arguments would shadow some labels; a bare ZipInfo has a fixed time.
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        for label, array in arrays.items():
+            content = io.BytesIO()
+            np.lib.format.write_array(content, np.asarray(array, dtype=bool), allow_pickle=False)
+            archive.writestr(zipfile.ZipInfo(f"{label}.npy"), content.getvalue(), zipfile.ZIP_DEFLATED)
+    return file.getvalue()
 
 
 def _check(sample: Sample, seen: set[str]) -> None:

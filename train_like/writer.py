@@ -99,10 +99,10 @@ class StoreCallback(BasePredictionWriter):
         self._n_expected += len(earlier.difference(problems, (entry.key for entry in self._index.entries)))
         return self._session.run, self._session.done
 
-    def _tell(self, session: StoreSession) -> None:
+    @staticmethod
+    def _tell(session: StoreSession) -> None:
         if session.discarded is not None:
-            size = format_bytes(session.discarded.n_bytes)
-            print(f"overwrite discarded {session.discarded.n_records} records ({size}).", file=sys.stderr)
+            print(f"overwrite: {session.discarded.n_records} records are discarded.", file=sys.stderr)
         elif session.done:
             print(f"{len(session.done)} records are done already.", file=sys.stderr)
 

@@ -282,7 +282,7 @@ def _drawn(entry: Mapping[str, Any], number: int) -> dict[str, EncodedMask]:
         ) from None
 
 
-def _draw(polygons: Iterable[Iterable[tuple[float, float]]], size: tuple[int, int]) -> Bool[Tensor, "height width"]:
+def _draw(polygons: Any, size: tuple[int, int]) -> Bool[Tensor, "height width"]:
     height, width = size
     picture = Image.new("1", (width, height))
     for polygon in polygons:

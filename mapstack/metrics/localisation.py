@@ -10,7 +10,7 @@ from mapstack.metrics.segmentation import above
 
 
 def pointing_game_hit(
-    attribution: Float[Tensor, "height width"], mask: Bool[Tensor, "height width"], tolerance_px: float = 0.0
+    attribution: Float[Tensor, "height width"], mask: Bool[Tensor, "height width"], tolerance_px: int = 0
 ) -> bool:
     """Say whether the strongest pixel lies inside the annotated region.
 
@@ -36,11 +36,11 @@ def pointing_game_hit(
         True
         >>> pointing_game_hit(scores, mask=scores < 0)  # the sign matters
         False
-        >>> pointing_game_hit(scores, mask=scores < 0, tolerance_px=1.5)
+        >>> pointing_game_hit(scores, mask=scores < 0, tolerance_px=2)
         True
     """
     check_region(attribution, mask)
-    if not tolerance_px >= 0:
+    if tolerance_px < 0:
         raise InputError(f"tolerance_px is {tolerance_px}; a distance is 0 or more; give 0 or 15 px.")
     row, column = divmod(int(torch.argmax(attribution)), attribution.shape[1])
     if tolerance_px == 0:

@@ -55,9 +55,10 @@ def cascade(model: EmbeddingModel, seed: int = 0) -> Iterator[tuple[str, Embeddi
 def stage_names(model: EmbeddingModel) -> list[str]:
     """Name the stages of the image half in the order of a cascade: the last that runs comes first.
 
-    They are the finest level of the module tree that has at most 8 parts with parameters: for MedCLIP's Swin the
-    projection head, the last norm, each stage of blocks, and the patch embedding; for its ResNet-50 the projection,
-    four stages and the stem. What runs is found out by embedding a black picture.
+    They are the finest level of the module tree that has at most 8 parts with parameters, no `ModuleList`'s entry
+    split: for MedCLIP's Swin the projection head, the last norm, each stage of blocks, and the patch embedding; for
+    its ResNet-50 the projection, four stages and the stem; for CLIP the projection, the whole encoder and what stands
+    around it. What runs is found out by embedding a picture of zeros.
 
     Raises:
         InputError: No module with parameters ran.
@@ -78,7 +79,7 @@ def stage_names(model: EmbeddingModel) -> list[str]:
 
 
 def _first_calls(model: EmbeddingModel) -> dict[str, int]:
-    """Embed a black picture and note in which order the modules are first called."""
+    """Embed a picture of zeros and note in which order the modules are first called."""
     order: dict[str, int] = {}
 
     def note(name: str, *_: object) -> None:
@@ -102,10 +103,13 @@ def _first_call(part: str, order: dict[str, int]) -> int:
 
 
 def _children(model: EmbeddingModel, part: str, order: dict[str, int]) -> list[str]:
-    """Split a part into its children that ran and have parameters; a module with parameters of its own stays whole."""
-    module = model.get_submodule(part)
-    is_called_itself = part in order
-    if is_called_itself and any(True for _ in module.parameters(recurse=False)):
+    """Split a part into its children that ran and have parameters.
+
+    An entry of a list of modules stays whole, and so does a module that ran with parameters of its own.
+    """
+    module, parent = model.get_submodule(part), model.get_submodule(part.rpartition(".")[0])
+    holds_own = part in order and any(True for _ in module.parameters(recurse=False))
+    if holds_own or isinstance(parent, nn.ModuleList):
         return [part]
     names = [f"{part}.{child}".lstrip(".") for child, _ in module.named_children()]
     kept = [name for name in names if _first_call(name, order) >= 0 and _has_parameters(model.get_submodule(name))]

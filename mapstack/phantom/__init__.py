@@ -105,7 +105,10 @@ def phantom(seed: int, *, size: int | tuple[int, int] = 320, labels: Sequence[st
         >>> from mapstack.phantom import phantom
         >>> film = phantom(7, labels=["Pleural Effusion"])
         >>> film.report
-        ''
+        'Large amount of left pleural fluid obscuring the hemidiaphragm and the lower lung.'
+        >>> row0, column0, row1, column1 = film.findings[0].box
+        >>> column0 > 0.4 * 320 and row1 > 0.7 * 320  # the patient's left is on the viewer's right, and low is low
+        True
     """
     height, width = _check_size(size)
     if seed < 0:

@@ -20,7 +20,7 @@ from mapstack.phantom.patient import (
 from mapstack.phantom.vessels import draw_vessels
 
 # The part of the lungs' depth that heart and great vessels take.
-_SHARE_COVERED = 0.88
+SHARE_COVERED = 0.88
 # What the X-ray tube's focus and the detector blur [body unit].
 UNSHARPNESS = 0.002
 
@@ -57,7 +57,7 @@ class Anatomy:
     def with_heart(self, patient: Patient) -> "Anatomy":
         """Return the chest with the heart of `patient`, who differs in nothing else and has a larger one."""
         heart = _draw_heart(self.canvas, patient, np.maximum(self.thorax[RIGHT], self.thorax[LEFT]))
-        covered = np.maximum(self.covered, _SHARE_COVERED * heart)
+        covered = np.maximum(self.covered, SHARE_COVERED * heart)
         # A heart that is wider is deeper, too.
         change = (self.depth - 0.85 * self.vessels) * (covered - self.covered) + _bulk(self.canvas, heart)
         change += 0.06 * heart - _bulk(self.canvas, self.heart)
@@ -69,7 +69,7 @@ def draw_anatomy(canvas: Canvas, patient: Patient, generator: np.random.Generato
     thorax = {side: canvas.fill([lung_outline(patient, side)]) for side in (RIGHT, LEFT)}
     lungs = np.maximum(thorax[RIGHT], thorax[LEFT])
     heart = _draw_heart(canvas, patient, lungs)
-    covered = _SHARE_COVERED * np.maximum(heart, canvas.fill(mediastinum_outlines(patient), blur=0.004))
+    covered = SHARE_COVERED * np.maximum(heart, canvas.fill(mediastinum_outlines(patient), blur=0.004))
     uneven = 0.6 * canvas.clouds(generator, 0.12) + 0.4 * canvas.clouds(generator, 0.035)
     inside = np.clip(2 * canvas.soften(lungs, 0.05) - 1, 0, 1)
     depth = lungs * (0.215 + 0.285 * inside) * (1 + 0.06 * uneven)

@@ -97,13 +97,13 @@ def _draw_spine(canvas: Canvas) -> Field:
     bodies: list[Points] = []
     rims: list[Stroke] = []
     arches: list[Stroke] = []
+    quarter = [(1.0, 0.0), (0.9, 0.5), (1.0, 1.0)]
+    box = curve(*quarter, *[(-x, y) for x, y in reversed(quarter)], closed=True, n_between=3)
     y = -0.9
     while y < 0.9:
         height, half = 0.057 + 0.018 * y, 0.039 + 0.012 * y
-        quarter = [(half, y), (0.9 * half, y + height / 2), (half, y + height)]
-        body = curve(*quarter, *[(-x, level) for x, level in reversed(quarter)], closed=True, n_between=3)
-        bodies.append(body)
-        rims.append((body, 0.004, 0.7))
+        bodies.append(box * (half, height) + (0.0, y))
+        rims.append((bodies[-1], 0.004, 0.7))
         arches.append((ellipse((0.0, y + 0.7 * height), 0.006, 0.3 * height), 0.005, 1.0))
         pedicle = np.array([(0.62 * half, y + 0.2 * height), (0.62 * half, y + 0.5 * height)])
         arches += [(mirrored(pedicle, side), 0.009, 0.6) for side in (RIGHT, LEFT)]

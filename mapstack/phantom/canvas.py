@@ -152,7 +152,7 @@ class Canvas:
         return [pixels[end - len(course) : end] for course, end in zip(courses, ends, strict=True)]
 
 
-def curve(*points: tuple[float, float], closed: bool = False, n_between: int = 8) -> Points:
+def curve(*points: Sequence[float], closed: bool = False, n_between: int = 8) -> Points:
     """Lay a smooth curve (Catmull-Rom) through points, `n_between` steps from each to the next.
 
     Example:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from mapstack.phantom.anatomy import UNSHARPNESS, Anatomy
+from mapstack.phantom.anatomy import SHARE_COVERED, UNSHARPNESS, Anatomy
 from mapstack.phantom.canvas import Field, Points, curve, mirrored
 from mapstack.phantom.patient import APEX_Y, RIGHT, Patient, dome_y, inner_x, wall_x
 
@@ -115,7 +115,8 @@ def draw_pneumothorax(anatomy: Anatomy, generator: np.random.Generator, side: in
     patient, canvas = anatomy.patient, anatomy.canvas
     amount = generator.uniform(0, 1)
     lung = mirrored(_collapsed(patient, amount), side)
-    room = anatomy.thorax[side] * (1 - anatomy.covered)
+    # Only beside heart and mediastinum, which close the pleural space towards the spine.
+    room = anatomy.thorax[side] * np.clip(1 - anatomy.covered / SHARE_COVERED, 0, 1)
     beyond = room * (1 - canvas.fill([lung]))
     change = 0.06 * room * canvas.lines([(lung, 0.005, 1.0)]) - beyond * (anatomy.vessels + 0.09)
     size = _grade(amount, (0.33, "small"), (0.68, "moderate"), (1.0, "large"))
@@ -184,9 +185,10 @@ def _collapsed(patient: Patient, amount: float) -> Points:
     aside = 0.02 + 0.10 * amount
     # A small one lies at the apex only; a large one reaches down to the diaphragm.
     end = -0.17 + 0.42 * amount
-    edge = [(0.02, top + 0.06), (0.06, top + 0.015), (0.11, top), (0.17, top + 0.012)]
+    edge = [(-0.1, top + 0.08), (0.06, top + 0.015), (0.11, top), (0.17, top + 0.012)]
     for y in np.linspace(top + 0.06, 0.32, 9).tolist():
-        gap = aside * float(np.clip((end - y) / 0.15, 0, 1))
+        closing = float(np.clip((end - y) / 0.2, 0, 1))
+        gap = aside * closing**2 * (3 - 2 * closing)
         # Where lung and wall meet, the edge leaves the rib cage, so that no line is drawn along the wall.
         edge.append((wall_x(patient, y) - gap + 0.03 * (gap == 0), y))
-    return np.vstack([curve(*edge), [(0.02, 0.32)]])
+    return np.vstack([curve(*edge), [(-0.1, 0.32)]])

@@ -1,7 +1,6 @@
 """The lung vessels: trees that fan out from the hila."""
 
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float64
@@ -17,6 +16,8 @@ Place = tuple[Float64[np.ndarray, "2"], Float64[np.ndarray, "2"]]
 
 _N_STEPS = 6
 _N_FINE = 130
+# How much of its width a branch has left at each step.
+_TAPER = 1 - 0.7 * np.arange(_N_STEPS + 1) / _N_STEPS
 # Directions of the main branches from the hilum, from the apex to the base [rad below the horizontal].
 _MAIN = np.array([-1.45, -1.2, -0.95, -0.65, -0.35, -0.1, 0.15, 0.4, 0.65, 0.85, 1.05, 1.25, 1.45])
 # For each generation, how many children a branch has and at how many steps its width changes.
@@ -38,14 +39,14 @@ def _draw_tree(generator: np.random.Generator, side: int, place: Place) -> Itera
         paths, turns = _grow(generator, start, angle, length)
         for path, wide in zip(paths * place[0] + place[1], width.tolist(), strict=True):
             for i in range(0, _N_STEPS, n_even):
-                tapered = wide * _taper(i)
+                tapered = wide * float(_TAPER[i])
                 yield path[i : i + n_even + 1], tapered, min(1.0, tapered / 0.011)
         at = generator.integers(1, _N_STEPS + 1, (len(start), n_children))
         parent = np.arange(len(start))[:, None]
         forks = generator.choice([-1.0, 1.0], at.shape) * generator.uniform(0.3, 0.9, at.shape)
         start = paths[parent, at].reshape(-1, 2)
         angle = (turns[parent, at] + forks).ravel()
-        width = (width[:, None] * _taper(at) * generator.uniform(0.5, 0.8, at.shape)).ravel()
+        width = (width[:, None] * _TAPER[at] * generator.uniform(0.5, 0.8, at.shape)).ravel()
         length = (length[:, None] * generator.uniform(0.3, 0.6, at.shape)).ravel()
 
 
@@ -71,10 +72,6 @@ def _draw_fine(generator: np.random.Generator, place: Place) -> Iterator[Stroke]
     paths, _ = _grow(generator, start, angle, generator.uniform(0.03, 0.09, _N_FINE))
     for path, value in zip(paths * place[0] + place[1], generator.uniform(0.2, 0.6, _N_FINE).tolist(), strict=True):
         yield path, 0.0022, value
-
-
-def _taper(step: Any) -> Any:
-    return 1 - 0.7 * step / _N_STEPS
 
 
 def _grow(

@@ -117,7 +117,7 @@ _SENTENCES: dict[str, dict[str, tuple[str, ...]]] = {
         ),
         "pacemaker": (
             "{Side}-sided pacemaker with a lead projecting over the heart.",
-            "Pacemaker generator over the {side} upper chest, with a lead ending in the right ventricle.",
+            "Pacemaker generator over the {side} upper chest, with a lead ending near the cardiac apex.",
             "{Side} chest wall pacing device with a lead overlying the heart.",
             "A {side} pectoral pacemaker is in place.",
         ),

@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -6,6 +7,7 @@ import torch
 from torch import Tensor
 
 from mapstack.errors import InputError
+from mapstack.methods import Method, make_method
 from mapstack.metrics.faithfulness import (
     completeness_residual,
     deletion_curve,
@@ -13,6 +15,8 @@ from mapstack.metrics.faithfulness import (
     insertion_curve,
     max_sensitivity,
 )
+from mapstack.readouts import DirectionReadout
+from tests.toys import LinearModel, random_inputs
 
 SHA256 = "ab" * 32
 SIZE = (8, 10)
@@ -206,6 +210,43 @@ def test_sensitivity_is_the_greatest_relative_change() -> None:
 
 def test_a_map_that_ignores_the_picture_has_no_sensitivity() -> None:
     assert max_sensitivity(lambda x: WEIGHT[0].expand(len(x), *SIZE), PICTURE, sha256=SHA256) == 0
+
+
+@pytest.mark.parametrize(
+    ("method", "multiply_by_inputs"),
+    [
+        (make_method("gradient"), False),
+        (make_method("integrated_gradients", n_steps=2), True),
+        (make_method("occlusion", sliding_window_shapes=1, strides=1), True),
+    ],
+    ids=lambda value: getattr(value, "name", ""),
+)
+def test_methods_are_faithful_to_a_linear_model(method: Method, multiply_by_inputs: bool) -> None:
+    model = LinearModel()
+    readout = DirectionReadout(draw(1, 6), embed_dim=6, normalize=False)
+    inputs = random_inputs(1, model)
+    black = model.preprocessing.normalize(torch.zeros_like(inputs.pixel_values))[0]
+
+    def score(pixel_values: Tensor) -> Tensor:
+        return readout(model.embed_images(pixel_values))[:, 0]
+
+    def explain(pixel_values: Tensor) -> Tensor:
+        copies = replace(
+            inputs,
+            pixel_values=pixel_values,
+            content=inputs.content.expand(len(pixel_values), -1, -1),
+            sha256=inputs.sha256 * len(pixel_values),
+        )
+        return method.attribute(model, copies, readout).values[:, 0]
+
+    picture, scores = inputs.pixel_values[0], explain(inputs.pixel_values)[0]
+    unfaithful = infidelity(score, picture, black, scores, sha256=SHA256, multiply_by_inputs=multiply_by_inputs)
+    assert unfaithful == pytest.approx(0, abs=1e-6)
+    if multiply_by_inputs:
+        difference = float(score(picture[None]) - score(black[None]))
+        assert completeness_residual(scores, difference) == pytest.approx(0, abs=1e-6)
+    sensitivity = max_sensitivity(explain, picture, sha256=SHA256)
+    assert 0 < sensitivity < 0.1 if multiply_by_inputs else sensitivity == pytest.approx(0, abs=1e-12)
 
 
 def test_completeness_residual_is_relative_with_a_floor() -> None:

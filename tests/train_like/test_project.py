@@ -76,7 +76,8 @@ def test_shards_are_read_by_the_job_and_maps_equal_the_python_door(
         assert (info["route"], info["linear"], info["names"]) == ("axes", True, [text, "heart"])
         pictures = sorted(path.parent.glob(f"{info['key']}.*.png"))
         assert [each.name.split(".")[1] for each in pictures] == ["000-text", "001-text"]
-        assert np.asarray(Image.open(pictures[0]).convert("RGB")).std() > 10
+        with Image.open(pictures[0]) as figure:
+            assert np.asarray(figure.convert("RGB")).std() > 10
 
 
 def read_picture(shards: Path, key: str) -> bytes:
@@ -110,7 +111,7 @@ def test_class_labels_name_the_pictures(config: Path, run: Run, tmp_path: Path) 
 
 
 def test_a_text_outside_the_span_is_refused_and_one_inside_is_exact(config: Path, run: Run, tmp_path: Path) -> None:
-    method = ["method={name: integrated_gradients, n_steps: 2}", "stack.basis=prompts", "stack.map_size=56"]
+    method = ["method.name=integrated_gradients", "method.n_steps=2", "stack.basis=prompts", "stack.map_size=56"]
     assert run("extract", config, *method, "data.limit=1")[0] == 0
     inside = ["prompts.classes=[Consolidation, Cardiomegaly]", "project.pictures=false"]
     code, _ = run("project", config, *inside)
@@ -171,7 +172,8 @@ output: {tmp_path}/figures
     code, line = run("figures", config)
     assert (code, line["figures"]) == (0, 2)
     for path in (tmp_path / "figures").iterdir():
-        assert min(Image.open(path).size) > 300
+        with Image.open(path) as figure:
+            assert min(figure.size) > 300
     code, line = run("figures", config, "prompts.file=null")
     assert code == 2
     assert line["error"].startswith("prompts.file is not set")
