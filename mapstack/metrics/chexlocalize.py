@@ -24,7 +24,7 @@ from mapstack.errors import InputError, unknown_name
 from mapstack.metrics.checks import check_boolean, check_map, check_same_shape
 from mapstack.metrics.localisation import iou, pointing_game_hit
 from mapstack.metrics.rle import MAX_PIXELS, EncodedMask, encode_mask
-from mapstack.metrics.segmentation import otsu_mask, unit_scaled
+from mapstack.metrics.segmentation import above, otsu_mask, unit_scaled
 
 PATHOLOGIES = (
     "Enlarged Cardiomediastinum",
@@ -154,13 +154,13 @@ def segment(
             None for Otsu's rule on 8 bits with the outer contours filled.
 
     Raises:
-        InputError: The map is not finite.
+        InputError: The map is not finite, or the threshold is out of range.
 
     Source:
         `cam_to_segmentation` in heatmap_to_segmentation.py; see `mapstack.metrics.segmentation`.
     """
     enlarged = enlarge(attribution, size)
-    return otsu_mask(enlarged) if threshold is None else unit_scaled(enlarged) > threshold
+    return otsu_mask(enlarged) if threshold is None else above(enlarged, threshold)
 
 
 def true_positive_iou(predicted: Bool[Tensor, "height width"], mask: Bool[Tensor, "height width"]) -> float:
