@@ -38,7 +38,7 @@ demo: install
 	@echo "pictures: $(DEMO)/figures and $(DEMO)/maps"
 
 test: install
-	$(BIN)/pytest -n 2 --jaxtyping-packages=mapstack,beartype.beartype -m 'not long'
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --jaxtyping-packages=mapstack,beartype.beartype -m 'not long'
 
 test-long: install
 	$(BIN)/pytest --jaxtyping-packages=mapstack,beartype.beartype --timeout=3600

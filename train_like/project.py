@@ -61,16 +61,21 @@ def project(config: Config) -> Result:
     output = Path(config.project.output)
     output.mkdir(parents=True, exist_ok=True)
     keys = list(islice(store.keys(), config.project.limit))
-    worst = 0.0
+    residuals: list[float] = []
     for key in tqdm(keys, desc="project", unit="image", file=sys.stderr):
         projection = project_record(store.read(key, check=True), store.manifest, basis, readout, config.stack.map_size)
-        worst = max([worst, *(abs(value) for value in projection.info["residual"] or [])])
+        residuals.extend(abs(value) for value in projection.info["residual"] or [])
         _write(projection, output)
         if pictures is not None:
             # A free text may name a patient, and a file's name is seen by more people than its content.
             slugs = [slug(name) if config.prompts.file else "text" for name in projection.info["names"]]
             _draw(projection, pictures.read(key), output, store.manifest, slugs)
-    summary = {"output": str(output), "samples": len(keys), "texts": readout.n_rows, "largest_residual": worst}
+    summary = {
+        "output": str(output),
+        "samples": len(keys),
+        "texts": readout.n_rows,
+        "largest_residual": max(residuals, default=None),
+    }
     return Result(DONE, summary)
 
 

@@ -30,11 +30,18 @@ class Ended:
     err: str
 
 
-def png(seed: int, height: int, width: int) -> bytes:
-    pixels = np.random.default_rng(seed).integers(0, 256, (height, width), dtype=np.uint8)
+def encode_png(pixels: NDArray[np.uint8]) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "png")
     return buffer.getvalue()
+
+
+def png(seed: int, height: int, width: int) -> bytes:
+    return encode_png(np.random.default_rng(seed).integers(0, 256, (height, width), dtype=np.uint8))
+
+
+def flat_png(brightness: int) -> bytes:
+    return encode_png(np.full((224, 224), brightness, dtype=np.uint8))
 
 
 def samples(n: int, first: int = 0) -> list[Sample]:

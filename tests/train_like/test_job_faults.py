@@ -1,0 +1,175 @@
+"""What goes wrong in the shards or in the model: named, counted, and never stored."""
+
+import gc
+import math
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from mapstack.models import EmbeddingModel
+from mapstack.store import Store
+from tests.train_like.jobs import Ended, failures, flat_png, record_arrays, samples, write_shard
+from train_like import extract
+from train_like.index import ShardIndex, index_shards
+
+Command = Callable[..., Ended]
+WriteConfig = Callable[[str | Path], Path]
+GARBAGE = b"\x89PNG\r\n\x1a\n and then nothing of a picture"
+
+
+def test_bad_samples_are_named_and_the_others_done(
+    write_config: WriteConfig, command: Command, tmp_path: Path, clean_store: Path
+) -> None:
+    """R6, R7."""
+    good = samples(3)
+    content = [good[0], ("no.picture", {"json": b"{}"}), good[1], ("broken", {"png": GARBAGE, "json": b"{}"}), good[2]]
+    shard = write_shard(tmp_path / "mixed.tar", content)
+    config = write_config(shard)
+    ended = command("extract", config)
+    assert (ended.code, ended.line["status"]) == (1, "some_failed")
+    assert (ended.line["expected"], ended.line["done"], ended.line["failed"]) == (5, 3, 2)
+    named = failures(tmp_path / "store")
+    assert {key: where for key, (where, _) in named.items()} == {"no.picture": str(shard), "broken": str(shard)}
+    assert "one image (jpeg, jpg, png, dcm), this one has none" in named["no.picture"][1]
+    assert "picture" in named["broken"][1]
+    expected = record_arrays(clean_store)
+    for key, arrays in record_arrays(tmp_path / "store").items():
+        for name, array in arrays.items():
+            assert np.abs(array - expected[key][name]).max() <= 1e-5 * np.abs(array).max()
+    verified = command("verify", tmp_path / "store")
+    assert (verified.code, verified.line["failed"], verified.line["missing"]) == (1, 2, 0)
+    again = command("extract", config)  # a failed sample is tried again, and counted once
+    assert (again.code, again.line["done"], again.line["failed"]) == (1, 3, 2)
+    assert again.line["computed_by_rank_0"] == 0
+
+
+def test_a_mended_sample_is_no_longer_failed(write_config: WriteConfig, command: Command, tmp_path: Path) -> None:
+    """A reader that fails once, such as a disk that was away, leaves nothing behind."""
+    shard = write_shard(tmp_path / "one.tar", samples(2))
+    config = write_config(shard)
+    whole = shard.read_bytes()
+    position = whole.index(b"\x89PNG") + 1000
+    shard.write_bytes(whole[:position] + bytes([whole[position] ^ 255]) + whole[position + 1 :])
+    assert command("extract", config).line["failed"] == 1
+    shard.write_bytes(whole)
+    ended = command("extract", config)
+    assert (ended.code, ended.line["done"], ended.line["failed"], ended.line["computed_by_rank_0"]) == (0, 2, 0, 1)
+
+
+def test_a_cut_shard_is_never_silent(write_config: WriteConfig, command: Command, tmp_path: Path) -> None:
+    """R1: cut between two members, where the stock reader ends without a word."""
+    shard = write_shard(tmp_path / "cut.tar", samples(4))
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[: whole.index(b"1.2.3.png")])
+    ended = command("extract", write_config(shard))
+    assert (ended.code, ended.line["status"], ended.line["done"], ended.line["failed"]) == (1, "some_failed", 2, 2)
+    assert all("cut" in reason or "end" in reason for _, reason in failures(tmp_path / "store").values())
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_the_job_stops_when_too_many_samples_are_bad(
+    write_config: WriteConfig, command: Command, tmp_path: Path, workers: int
+) -> None:
+    """R7: more than 1 % after 100."""
+    shard = write_shard(tmp_path / "bad.tar", [(f"bad{i}", {"png": GARBAGE}) for i in range(150)])
+    config = write_config(shard)
+    ended = command("extract", config, f"data.num_workers={workers}")
+    assert (ended.code, ended.line["status"]) == (4, "stopped")
+    assert "100 of 100 samples are bad; at most 1.0% may be" in ended.err
+    assert len(failures(tmp_path / "store")) == 100
+    allowed = command("extract", config, "data.max_bad_share=1")
+    assert (allowed.code, allowed.line["failed"]) == (1, 150)
+
+
+def test_the_job_does_not_begin_when_too_many_samples_are_no_samples(
+    write_config: WriteConfig, command: Command, tmp_path: Path
+) -> None:
+    content = samples(98) + [(f"bare{i}", {"json": b"{}"}) for i in range(2)]
+    config = write_config(write_shard(tmp_path / "bare.tar", content))
+    ended = command("extract", config)
+    assert (ended.code, ended.line["status"]) == (4, "stopped")
+    assert "2 of 100 samples are bad" in ended.err
+    assert set(failures(tmp_path / "store")) == {"bare0", "bare1"}
+
+
+def test_few_bad_samples_of_a_long_job_do_not_stop_its_last_run(
+    write_config: WriteConfig, command: Command, tmp_path: Path
+) -> None:
+    content = samples(2) + [(f"bad{i}", {"png": GARBAGE}) for i in range(120)]
+    config = write_config(write_shard(tmp_path / "bad.tar", content))
+    assert command("extract", config, "data.max_bad_share=1").line["failed"] == 120
+    # 120 of 122 are bad, which 0.99 allows; of the 120 that are still to do, all are.
+    assert command("extract", config, "data.max_bad_share=0.99").code == 1
+
+
+@pytest.mark.parametrize("method", ["occlusion", "integrated_gradients"])
+def test_nan_is_never_stored(
+    write_config: WriteConfig,
+    command: Command,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    job_model: EmbeddingModel,
+    method: str,
+) -> None:
+    """R10: the model answers NaN for the bright picture only."""
+    pictures = {"grey": 100, "white": 255, "dark": 20}
+    content = [(key, {"png": flat_png(brightness)}) for key, brightness in pictures.items()]
+    original = type(job_model).embed_images
+
+    def embed_images(self: Any, pixel_values: torch.Tensor) -> torch.Tensor:
+        embedding: torch.Tensor = original(self, pixel_values)
+        is_bright = pixel_values.mean(dim=(1, 2, 3)) > 0
+        factor = torch.where(is_bright, math.nan, 1.0)
+        return embedding * factor[:, None]
+
+    monkeypatch.setattr(type(job_model), "embed_images", embed_images)
+    ended = command(
+        "extract",
+        write_config(write_shard(tmp_path / "nan.tar", content)),
+        f"method.name={method}",
+        *(["method.n_steps=2", "stack.basis=prompts"] if method != "occlusion" else []),
+        "prompts.texts=[heart, no nodule]",
+    )
+    assert (ended.code, ended.line["done"], ended.line["failed"]) == (1, 2, 1)
+    ((key, (_, reason)),) = failures(tmp_path / "store").items()
+    assert key == "white"
+    assert "NaN" in reason
+    for record in Store(tmp_path / "store"):
+        assert all(np.isfinite(record.arrays[name]).all() for name in record.arrays)
+
+
+def test_a_hanging_reader_is_noticed(
+    write_config: WriteConfig, command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """R14: after the index was made the shard becomes a pipe that nobody writes to."""
+    monkeypatch.setattr(torch.utils.data._utils, "MP_STATUS_CHECK_INTERVAL", 0.2)  # how long torch waits for its end
+
+    def index_and_hang(shards: list[str], **options: Any) -> ShardIndex:
+        index = index_shards(shards, **options)
+        for shard in shards:
+            os.unlink(shard)
+            os.mkfifo(shard)
+        return index
+
+    config = write_config(write_shard(tmp_path / "slow.tar", samples(2)))
+    assert command("extract", config, "data.num_workers=1", "data.limit=1").code == 0  # workers can be started
+    monkeypatch.setattr(extract, "index_shards", index_and_hang)
+    started = time.perf_counter()
+    ended = command("extract", config, "data.num_workers=1", "data.timeout_s=2")
+    assert time.perf_counter() - started < 2 * 2 + 2
+    assert (ended.code, ended.line["status"]) == (4, "stopped")
+    assert "timed out after 2 seconds" in ended.err
+    assert len(Store(tmp_path / "store")) == 1
+    gc.collect()  # torch waits for the hanging worker here, and not in the next test
+
+
+def test_a_job_without_samples_is_over_at_once(write_config: WriteConfig, command: Command, tmp_path: Path) -> None:
+    shard = write_shard(tmp_path / "none.tar", [("bare", {"json": b"{}"})])
+    ended = command("extract", write_config(shard))
+    assert (ended.code, ended.line["expected"], ended.line["done"], ended.line["failed"]) == (1, 1, 0, 1)
