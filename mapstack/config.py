@@ -19,7 +19,7 @@ def _one_of(key: str, value: str, choices: Sequence[str]) -> None:
         raise ConfigError(unknown_name(key, value, choices))
 
 
-def _at_least(key: str, value: float | None, least: float) -> None:
+def _at_least(key: str, value: int | float | None, least: int | float) -> None:
     if value is not None and value < least:
         raise ConfigError(f"{key} is {value}; it must be at least {least}; correct it.")
 

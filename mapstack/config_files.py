@@ -100,10 +100,13 @@ def _require_blocks(schema: DictConfig, layer: Any, prefix: str) -> None:
 
 def _keys_beside(kind: type, full_key: str, prefix: str) -> list[str]:
     """Return the keys, in full, that the block of a key knows."""
-    *blocks, _ = full_key.split(".")
-    for block in blocks:
-        (kind,) = (cast(type, each.default_factory) for each in dataclasses.fields(kind) if each.name == block)
-    return [prefix + ".".join([*blocks, each.name]) for each in dataclasses.fields(kind)]
+    path = prefix
+    for block in full_key.split("."):
+        below = next((each.default_factory for each in dataclasses.fields(kind) if each.name == block), None)
+        if not (isinstance(below, type) and dataclasses.is_dataclass(below)):
+            break
+        kind, path = below, f"{path}{block}."
+    return [path + each.name for each in dataclasses.fields(kind)]
 
 
 def _first_line(error: Exception) -> str:
