@@ -4,11 +4,24 @@ import argparse
 import json
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from importlib import import_module
 from typing import Any
 
 from mapstack.errors import MapstackError
 from train_like.errors import STOPPED, exit_code, status
+from train_like.result import Result
+
+# Where each command lives, its configuration, and what it does.
+_COMMANDS = {
+    "extract": ("train_like.extract:extract", "Config", "input shards -> stack store"),
+    "project": ("train_like.project:project", "Config", "stack store + prompts -> maps, without the image model"),
+    "figures": ("train_like.paper_figures:draw_figures", "FiguresConfig", "the paper's Fig. 1 and Fig. 2"),
+    "verify": ("train_like.check_store:check_store", None, "re-read every record against its checksum"),
+    "shards": ("train_like.make_shards:make_shards", "ShardsConfig", "datasets in"),
+    "fit": ("train_like.fit:fit", "FitConfig", "train the demo model on phantoms"),
+    "weights": ("train_like.make_weights:make_weights", "WeightsConfig", "a checkpoint folder"),
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -20,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     options = _parser().parse_args(arguments)
     try:
-        result = options.run(options)
+        result = _run(options)
     except MapstackError as error:
         code = exit_code(error)
         print(f"{options.command}: {error}", file=sys.stderr)
@@ -43,10 +56,9 @@ def _report(line: dict[str, Any]) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m train_like", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name, (run, help_text) in _COMMANDS.items():
+    for name, (_, schema, help_text) in _COMMANDS.items():
         command = commands.add_parser(name, help=help_text, description=help_text)
-        command.set_defaults(run=run)
-        if name == "verify":
+        if schema is None:
             command.add_argument("store", help="folder of the stack store")
             continue
         command.add_argument("config", help="YAML configuration")
@@ -54,63 +66,14 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-# The commands are imported when they are called: `verify` needs no torch, and `project` no Lightning.
-
-
-def _extract(options: argparse.Namespace) -> Any:
-    from mapstack.config import Config, load_config
-    from train_like.extract import extract
-
-    return extract(load_config(Config, options.config, options.overrides))
-
-
-def _project(options: argparse.Namespace) -> Any:
-    from mapstack.config import Config, load_config
-    from train_like.project import project
-
-    return project(load_config(Config, options.config, options.overrides))
-
-
-def _figures(options: argparse.Namespace) -> Any:
-    from mapstack.config import FiguresConfig, load_config
-    from train_like.paper_figures import draw_figures
-
-    return draw_figures(load_config(FiguresConfig, options.config, options.overrides))
-
-
-def _verify(options: argparse.Namespace) -> Any:
-    from train_like.check_store import check_store
-
-    return check_store(options.store)
-
-
-def _shards(options: argparse.Namespace) -> Any:
-    from mapstack.config import ShardsConfig, load_config
-    from train_like.make_shards import make_shards
-
-    return make_shards(load_config(ShardsConfig, options.config, options.overrides))
-
-
-def _fit(options: argparse.Namespace) -> Any:
-    from mapstack.config import FitConfig, load_config
-    from train_like.fit import fit
-
-    return fit(load_config(FitConfig, options.config, options.overrides))
-
-
-def _weights(options: argparse.Namespace) -> Any:
-    from mapstack.config import WeightsConfig, load_config
-    from train_like.make_weights import make_weights
-
-    return make_weights(load_config(WeightsConfig, options.config, options.overrides))
-
-
-_COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], Any], str]] = {
-    "extract": (_extract, "input shards -> stack store"),
-    "project": (_project, "stack store + prompts -> maps, without the image model"),
-    "figures": (_figures, "the paper's Fig. 1 and Fig. 2 on samples of the shards"),
-    "verify": (_verify, "re-read every record against its checksum"),
-    "shards": (_shards, "datasets in"),
-    "fit": (_fit, "train the demo model on phantoms"),
-    "weights": (_weights, "a checkpoint folder"),
-}
+def _run(options: argparse.Namespace) -> Result:
+    """Import a command when it is called: `verify` needs no torch, and `project` no Lightning."""
+    place, schema, _ = _COMMANDS[options.command]
+    module, function = place.split(":")
+    if schema is None:
+        argument = options.store
+    else:
+        config = import_module("mapstack.config")
+        argument = config.load_config(getattr(config, schema), options.config, options.overrides)
+    result: Result = getattr(import_module(module), function)(argument)
+    return result

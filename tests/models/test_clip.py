@@ -1,6 +1,8 @@
 """CLIP through the same interface: another model is one adapter."""
 
+import io
 import json
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,7 @@ import mapstack
 from mapstack.errors import CheckpointError
 from mapstack.images import from_array, prepare
 from mapstack.models import load_model, load_text_tower
+from train_like.cli import main
 
 
 @pytest.fixture(scope="module")
@@ -67,3 +70,34 @@ def test_the_text_half_and_damaged_folders(folder: Path, tmp_path: Path) -> None
     (tmp_path / "model.safetensors").write_bytes(b"cut")
     with pytest.raises(CheckpointError, match="cannot be loaded"):
         load_model("clip", tmp_path)
+
+
+def test_it_goes_through_the_same_commands(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    picture = from_array(np.random.default_rng(1).integers(0, 256, (50, 40), dtype=np.uint8)).image
+    png = io.BytesIO()
+    picture.save(png, "PNG")
+    with tarfile.open(tmp_path / "x.tar", "w") as shard:
+        member = tarfile.TarInfo("a.png")
+        member.size = len(png.getvalue())
+        shard.addfile(member, io.BytesIO(png.getvalue()))
+    config = tmp_path / "job.yaml"
+    config.write_text(
+        f"""
+model: {{name: clip, checkpoint: {folder}}}
+data: {{shards: {tmp_path}/x.tar, batch_size: 1, num_workers: 0}}
+method: {{name: integrated_gradients, n_steps: 4}}
+stack: {{map_size: 32, codec: float32}}
+prompts: {{texts: [a heart]}}
+output: {tmp_path}/store
+project: {{output: {tmp_path}/maps}}
+"""
+    )
+    for command in ("extract", "project"):
+        assert main([command, str(config)]) == 0
+    by_job = np.load(tmp_path / "maps" / "a.maps.npy")
+    method = {"name": "integrated_gradients", "n_steps": 4}
+    by_hand = mapstack.explain(
+        png.getvalue(), ["a heart"], model="clip", checkpoint=folder, method=method, route="axes"
+    )
+    assert np.abs(by_job - by_hand.maps.numpy()).max() <= 1e-5 * np.abs(by_job).max()
+    assert (tmp_path / "maps" / "a.000-text.png").exists()
