@@ -5,6 +5,7 @@ the dot product with fixed directions, which is all that the stack needs. `TextR
 MedCLIP's `PromptClassifier`, with its ensembles; where it takes no maximum it is a `DirectionReadout` in disguise.
 """
 
+import abc
 from collections.abc import Sequence
 
 import torch
@@ -15,7 +16,7 @@ from mapstack.models.base import TextTower, normalised
 from mapstack.prompts import TextGroup, all_texts
 
 
-class Readout(nn.Module):
+class Readout(nn.Module, abc.ABC):
     """A function from image embeddings to `n_rows` numbers.
 
     Attributes:
@@ -28,8 +29,9 @@ class Readout(nn.Module):
     normalize: bool
     is_linear: bool
 
+    @abc.abstractmethod
     def _read(self, embedded: Float[Tensor, "*batch embed_dim"]) -> Float[Tensor, "*batch rows"]:
-        raise NotImplementedError
+        """Read embeddings that are already of unit length where `normalize` asks for it."""
 
     def forward(self, embedding: Float[Tensor, "*batch embed_dim"]) -> Float[Tensor, "*batch rows"]:
         """Read raw embeddings `I_p`."""

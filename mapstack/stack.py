@@ -4,6 +4,7 @@
 `project(directions)` with one map a direction and picture, `F_out = sum_i (tau * T_p)_i F_i`.
 """
 
+import abc
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -20,7 +21,7 @@ Directions = Float[Tensor, "n_prompts embed_dim"] | Float[Tensor, "batch n_promp
 
 
 @dataclass(frozen=True)
-class Projectable:
+class Projectable(abc.ABC):
     """What the two forms of a stack share: the numbers that their maps explain.
 
     Attributes:
@@ -35,13 +36,13 @@ class Projectable:
     n_steps: tuple[int, ...] = field(default=(), kw_only=True)
     is_converged: tuple[bool, ...] = field(default=(), kw_only=True)
 
+    @abc.abstractmethod
     def project(self, directions: Directions) -> Float[Tensor, "batch n_prompts height width"]:
         """Return the map of each direction; directions are shared by the pictures or given for each."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def read_baseline(self) -> Float[Tensor, "batch embed_dim"] | None:
         """Return what maps read at the baseline, or None for a method without one."""
-        raise NotImplementedError
 
     @property
     def density(self) -> float:

@@ -9,6 +9,8 @@ import json
 import math
 import multiprocessing
 import multiprocessing.context
+import os
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -242,6 +244,7 @@ def sample_pipeline(
         num_workers=n_workers,
         timeout=timeout_s if n_workers else 0,
         multiprocessing_context=_worker_context() if n_workers else None,
+        worker_init_fn=_end_with_rank,
     )
 
 
@@ -256,6 +259,22 @@ def _worker_context() -> multiprocessing.context.ForkServerContext:
     # webdataset as well: this module is found from a checkout's folder only.
     context.set_forkserver_preload(["webdataset", __name__])
     return context
+
+
+def _end_with_rank(worker: int) -> None:
+    """End this worker when its rank is gone, however that ended.
+
+    torch's workers look whether their parent lives, which here is the process they are forked from; and that one lives
+    for as long as they do.
+    """
+    rank = multiprocessing.parent_process()
+
+    def wait_and_exit() -> None:
+        if rank is not None:
+            rank.join()
+            os._exit(1)
+
+    threading.Thread(target=wait_and_exit, daemon=True).start()
 
 
 def _as_is(batch: Any) -> Any:

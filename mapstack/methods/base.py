@@ -1,5 +1,6 @@
 """What an attribution method is: readout and pictures in, one signed map per row out."""
 
+import abc
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar, Literal, cast
 
@@ -41,7 +42,7 @@ class Attribution:
 EXECUTION_PARAMETERS = frozenset({"internal_batch_size", "perturbations_per_eval", "rows_per_pass"})
 
 
-class Method:
+class Method(abc.ABC):
     """An attribution method: a frozen dataclass of its parameters.
 
     Attributes:
@@ -95,7 +96,8 @@ class Method:
                 inputs = replace(inputs, pixel_values=pixel_values.clone())
             return self._attribute(model, inputs, readout, seed=seed, check=check or readout)
 
+    @abc.abstractmethod
     def _attribute(
         self, model: EmbeddingModel, inputs: Inputs, readout: Readout, *, seed: int, check: Readout
     ) -> Attribution:
-        raise NotImplementedError
+        """Do what `attribute` says, with gradients on and outside inference mode."""

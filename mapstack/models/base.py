@@ -1,5 +1,6 @@
 """What every vision-language model gives mapstack: how it embeds a picture, how it embeds a text."""
 
+import abc
 from collections.abc import Sequence
 from typing import Literal
 
@@ -13,7 +14,7 @@ from mapstack.images import Preprocessing
 PromptPadding = Literal["none", "longest"]
 
 
-class TextTower(nn.Module):
+class TextTower(nn.Module, abc.ABC):
     """The text half of a model: enough to project a stored stack on new texts, without the image half.
 
     A subclass implements `_embed_padded`. Parameters are frozen and dropout is off.
@@ -31,8 +32,9 @@ class TextTower(nn.Module):
     note: str = ""
     prompt_padding: PromptPadding = "none"
 
+    @abc.abstractmethod
     def _embed_padded(self, texts: list[str]) -> Float[Tensor, "n_prompts embed_dim"]:
-        raise NotImplementedError
+        """Embed texts, not normalised, each padded to the longest of them."""
 
     def embed_texts(self, texts: Sequence[str]) -> Float[Tensor, "n_prompts embed_dim"]:
         """Embed texts as unit-length vectors `T_p`.
@@ -53,7 +55,7 @@ class TextTower(nn.Module):
         return self.logit_scale * self.embed_texts(texts)
 
 
-class EmbeddingModel(nn.Module):
+class EmbeddingModel(nn.Module, abc.ABC):
     """A frozen vision-language model, seen as two embeddings and a temperature.
 
     A subclass implements `embed_images`.
@@ -68,11 +70,11 @@ class EmbeddingModel(nn.Module):
     preprocessing: Preprocessing
     embed_dim: int
 
+    @abc.abstractmethod
     def embed_images(
         self, pixel_values: Float[Tensor, "batch channels height width"]
     ) -> Float[Tensor, "batch embed_dim"]:
         """Embed preprocessed pictures as `I_p`, not normalised; differentiable in `pixel_values`."""
-        raise NotImplementedError
 
     @property
     def fingerprint(self) -> str:
