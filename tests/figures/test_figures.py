@@ -1,255 +1,31 @@
-import io
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import jaxtyping
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-from hypothesis.extra import numpy as arrays
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from PIL import Image
 
 from mapstack.errors import InputError
 from mapstack.figures import figure_1, figure_2, grid_figure, overlay_figure, overlay_png, save
-from mapstack.overlay import Scale, blend, scale_of
+from mapstack.overlay import blend, scale_of
 from mapstack.page import short_number, wrapped
-
-HEIGHT, WIDTH = 24, 30
-SENTENCE = "Moderate right ventricular enlargement with a rounded, upturned cardiac apex on the left."
-
-
-@pytest.fixture
-def picture() -> np.ndarray:
-    return np.random.default_rng(0).integers(0, 256, (HEIGHT, WIDTH), dtype=np.uint8)
-
-
-@pytest.fixture
-def attribution() -> np.ndarray:
-    """Positive in the upper left, negative in the lower right, zero elsewhere."""
-    scores = np.zeros((HEIGHT, WIDTH), np.float32)
-    scores[:12, :10] = 2e-5
-    scores[12:, 20:] = -2e-5
-    return scores
-
-
-@pytest.fixture
-def plain_types() -> Iterator[None]:
-    """What a user meets who gives a wrong array, also when the suite runs under jaxtyping's import hook."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
-
-
-def pixels(png: bytes) -> np.ndarray:
-    with Image.open(io.BytesIO(png)) as image:
-        assert (image.format, image.mode) == ("PNG", "RGB")
-        return np.asarray(image).astype(int)
-
-
-def drawn(figure: Figure) -> np.ndarray:
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    return np.asarray(canvas.buffer_rgba())[..., :3].astype(int)
-
-
-def image_axes(figure: Figure) -> list[Any]:
-    """The axes of the pictures: those of colour bars keep their frame."""
-    return [axes for axes in figure.axes if not axes.axison]
-
-
-def bars(figure: Figure) -> list[Any]:
-    return [axes for axes in figure.axes if axes.axison]
-
-
-def raster(axes: Any) -> np.ndarray:
-    return np.asarray(axes.images[0].get_array())
-
-
-def region(figure: Figure, axes: Any) -> np.ndarray:
-    """The drawn pixels of some axes, a margin of two left out."""
-    box = axes.get_window_extent()
-    rendered = drawn(figure)
-    top, bottom = len(rendered) - round(box.y1), len(rendered) - round(box.y0)
-    return rendered[top + 2 : bottom - 2, round(box.x0) + 2 : round(box.x1) - 2]
-
-
-def texts(figure: Figure) -> list[str]:
-    return [text.get_text() for text in figure.texts]
-
-
-def tick_labels(axes: Any) -> list[str]:
-    return [label.get_text() for label in axes.get_yticklabels()]
-
-
-# The raster
-
-
-def test_positive_is_red_negative_is_blue_and_zero_is_the_picture(picture: np.ndarray, attribution: np.ndarray) -> None:
-    found = pixels(overlay_png(picture, attribution))
-    assert found.shape == (HEIGHT, WIDTH, 3)
-    red, green, blue = np.moveaxis(found, -1, 0)
-    positive, negative, zero = attribution > 0, attribution < 0, attribution == 0
-    assert (red[positive] > blue[positive] + 100).all()
-    assert (red[positive] > green[positive] + 100).all()
-    assert (blue[negative] > red[negative] + 100).all()
-    assert (blue[negative] > green[negative] + 100).all()
-    np.testing.assert_array_equal(found[zero], np.repeat(picture[zero][:, None], 3, axis=1))
-
-
-def test_blending_is_the_mix_that_a_second_writing_gives(picture: np.ndarray) -> None:
-    scores = np.linspace(-2, 2, HEIGHT * WIDTH).reshape(HEIGHT, WIDTH)
-    found = blend(picture, scores, Scale(1.0, True, True))
-    stops = {1: ((255, 170, 110), (250, 85, 45), (225, 10, 25)), -1: ((130, 200, 255), (55, 125, 250), (20, 45, 225))}
-    for row in range(HEIGHT):
-        for column in range(0, WIDTH, 7):
-            share = min(abs(scores[row, column]), 1.0)
-            low, middle, high = (np.array(stop) for stop in stops[1 if scores[row, column] > 0 else -1])
-            colour = low + (middle - low) * share * 2 if share < 0.5 else middle + (high - middle) * (share - 0.5) * 2
-            opacity = 0.7 * share**0.75
-            expected = opacity * colour + (1 - opacity) * picture[row, column]
-            np.testing.assert_allclose(found[row, column], expected, atol=1.5)  # 256 levels and a rounding
-
-
-@given(
-    arrays.arrays(np.uint8, (4, 5, 3)),
-    arrays.arrays(np.float64, (4, 5), elements=st.floats(-1e300, 1e300, allow_subnormal=False)),
-    arrays.arrays(np.bool_, (4, 5)),
+from tests.figures.drawn import (
+    HEIGHT,
+    SENTENCE,
+    WIDTH,
+    assert_tidy,
+    bars,
+    drawn,
+    image_axes,
+    pixels,
+    raster,
+    region,
+    texts,
+    tick_labels,
 )
-def test_pixels_without_attribution_stay_whatever_the_others_hold(
-    colours: np.ndarray, scores: np.ndarray, kept: np.ndarray
-) -> None:
-    found = pixels(overlay_png(colours, np.where(kept, 0.0, scores)))
-    np.testing.assert_array_equal(found[kept], colours[kept])
-
-
-@pytest.mark.parametrize("signed", [True, False])
-def test_stronger_attribution_lies_more_opaque_on_the_picture(signed: bool) -> None:
-    scores = np.linspace(0, 1, 50)[None]
-    contrast = [blend(np.full((1, 50), grey, np.uint8), scores, Scale(1.0, signed, False)) for grey in (0, 255)]
-    seen = contrast[1].astype(int) - contrast[0]
-    assert (seen[0, 0] == 255).all()
-    assert (np.diff(seen, axis=1) <= 1).all()
-    assert (abs(seen[0, -1] - 0.3 * 255) <= 1).all()  # the anatomy stays visible under the strongest
-
-
-def test_map_without_sign_has_neither_the_red_nor_the_blue_of_a_signed_one() -> None:
-    strongest = blend(np.zeros((1, 1), np.uint8), np.ones((1, 1)), Scale(1.0, False, False))[0, 0].astype(int)
-    assert strongest[0] > strongest[1] > 2 * strongest[2]  # yellow
-    weak = blend(np.zeros((1, 1), np.uint8), np.full((1, 1), 0.1), Scale(1.0, False, False))[0, 0].astype(int)
-    assert weak[2] > weak[0] > weak[1]  # violet
-
-
-def test_given_limit_is_kept_for_both_signs(picture: np.ndarray) -> None:
-    scores = np.full((HEIGHT, WIDTH), 1.0)
-    scores[:, 15:] = -5.0
-    half = pixels(overlay_png(picture, scores, limit=2.0))
-    np.testing.assert_array_equal(half, blend(picture, scores, Scale(2.0, True, True)))
-    assert not np.array_equal(half[:, :15], pixels(overlay_png(picture, scores))[:, :15])
-
-
-def test_raster_of_the_same_input_has_the_same_bytes_and_says_nothing_else(
-    picture: np.ndarray, attribution: np.ndarray
-) -> None:
-    first = overlay_png(picture, attribution)
-    assert first == overlay_png(picture.copy(), attribution.copy())
-    with Image.open(io.BytesIO(first)) as image:
-        assert image.info == {}
-
-
-# The scale
-
-
-def test_scale_is_the_percentile_of_the_strength_and_symmetric() -> None:
-    scores = np.arange(-1000.0, 1000.0).reshape(40, 50)
-    expected = np.sort(np.abs(scores), axis=None)[[1989, 1990]]  # 99.5 % of 1999 steps: between these two
-    scale = scale_of([scores], signed=True)
-    assert expected[0] <= scale.limit <= expected[1]
-    assert scale.is_clipped
-    assert scale_of([-scores], signed=True) == scale
-
-
-def test_scale_of_a_map_that_is_nearly_all_zero_is_its_maximum() -> None:
-    scores = np.zeros((100, 100))
-    scores[3, 4] = -7.0
-    assert scale_of([scores], signed=True) == Scale(7.0, True, False)
-
-
-def test_scale_of_several_maps_covers_them_together() -> None:
-    weak, strong = np.full((10, 10), 0.1), np.full((10, 10), -3.0)
-    assert scale_of([weak, strong], signed=True).limit == 3.0
-
-
-def test_16_bit_maps_are_drawn_like_32_bit_ones(picture: np.ndarray) -> None:
-    scores = np.random.default_rng(1).normal(size=(HEIGHT, WIDTH)).astype(np.float16)
-    assert overlay_png(picture, scores) == overlay_png(picture, scores.astype(np.float32))
-
-
-@pytest.mark.parametrize("limit", [0.0, -1.0, float("nan"), float("inf")])
-def test_limit_that_is_no_strength_is_refused(picture: np.ndarray, attribution: np.ndarray, limit: float) -> None:
-    with pytest.raises(InputError, match=r"^limit .* is wrong; it must be finite and above 0; leave it out to have it"):
-        overlay_png(picture, attribution, limit=limit)
-
-
-# What is refused
-
-
-def _with(value: float) -> np.ndarray:
-    scores = np.zeros((HEIGHT, WIDTH), np.float32)
-    scores[2, 3:5] = value
-    return scores
-
-
-@pytest.mark.parametrize(
-    ("scores", "signed", "sentence"),
-    [
-        (_with(np.nan), True, "attribution has 2 values that are not finite; a heat map shows numbers only; mend"),
-        (_with(-np.inf), True, "attribution has 2 values that are not finite; a heat map shows numbers only; mend"),
-        (_with(-1), False, "attribution has negative values but signed is False; a map without a sign is never"),
-        (_with(1).astype(int), True, "attribution of dtype int64 cannot be drawn; it must be floats; convert it."),
-        (_with(1).T, True, "attribution of shape (30, 24) does not fit the picture of (height, width) (24, 30); both"),
-        (_with(1)[None], True, "attribution of shape (1, 24, 30) does not fit the picture of (height, width) (24, 30)"),
-    ],
-)
-@pytest.mark.usefixtures("plain_types")
-def test_wrong_attribution_is_refused_by_every_door(
-    picture: np.ndarray, scores: np.ndarray, signed: bool, sentence: str
-) -> None:
-    doors: list[Callable[[], object]] = [
-        lambda: overlay_png(picture, scores, signed=signed),
-        lambda: overlay_figure(picture, scores, title="t", unit="u", signed=signed),
-        lambda: grid_figure(picture, ["r"], ["c"], [[scores]], title="t", unit="u", signed=signed),
-    ]
-    for door in doors:
-        with pytest.raises(InputError) as caught:
-            door()
-        assert str(caught.value).startswith(sentence)
-
-
-@pytest.mark.parametrize(
-    "wrong", [np.zeros((4, 4)), np.zeros((4, 4, 4), np.uint8), np.zeros(4, np.uint8), np.zeros((4, 4), np.uint16)]
-)
-@pytest.mark.usefixtures("plain_types")
-def test_what_is_no_8_bit_picture_is_refused(wrong: np.ndarray) -> None:
-    with pytest.raises(InputError, match=r"^picture of dtype .* cannot be drawn; it must be uint8 of shape \(height"):
-        overlay_png(wrong, np.zeros((4, 4)))
-
-
-@pytest.mark.parametrize("box", [(0, 0, HEIGHT + 1, 5), (-1, 0, 5, 5), (5, 5, 5, 9), (0, 0, 5, WIDTH + 1)])
-def test_box_outside_the_picture_is_refused(picture: np.ndarray, attribution: np.ndarray, box: Any) -> None:
-    with pytest.raises(
-        InputError, match=r"^box 2, \[.*\], is not inside the picture of \(height, width\) \(24, 30\); "
-    ):
-        overlay_figure(picture, attribution, title="t", unit="u", boxes=[(0, 0, 1, 1), box])
-
-
-# One map
 
 
 def test_figure_shows_the_map_upright_in_its_colours(picture: np.ndarray, attribution: np.ndarray) -> None:
@@ -328,33 +104,6 @@ def test_peak_is_the_first_highest_score_not_the_strongest(picture: np.ndarray) 
     assert not image_axes(overlay_figure(picture, scores, title="t", unit="u"))[0].lines
 
 
-def assert_tidy(figure: Figure) -> None:
-    """No text leaves the page, and none lies on another or on a picture."""
-    drawn(figure)
-    page = figure.bbox
-    extents = [(text.get_text(), text.get_window_extent()) for text in figure.texts if text.get_text()]
-    extents += [
-        (label.get_text(), label.get_window_extent()) for axes in bars(figure) for label in axes.get_yticklabels()
-    ]
-    panels = [axes.get_window_extent() for axes in image_axes(figure)]
-    for position, (words, box) in enumerate(extents):
-        assert box.x0 >= page.x0, words
-        assert box.x1 <= page.x1, words
-        assert box.y0 >= page.y0, words
-        assert box.y1 <= page.y1, words
-        for other, other_box in extents[position + 1 :]:
-            assert not overlap(box, other_box), (words, other)
-        for panel in panels:
-            assert not overlap(box, panel), words
-
-
-def overlap(one: Any, other: Any) -> bool:
-    # Lines of a block touch by the width of a descender: half a point is no overlap.
-    wide = min(one.x1, other.x1) - max(one.x0, other.x0)
-    high = min(one.y1, other.y1) - max(one.y0, other.y0)
-    return bool(wide > 1 and high > 3)
-
-
 @pytest.mark.parametrize("part", [np.s_[:, :], np.s_[:2], np.s_[:, :2]], ids=["usual", "wide", "tall"])
 @pytest.mark.parametrize("title", ["Edema", f"{SENTENCE} " * 20, "W" * 500], ids=["short", "long", "one word"])
 def test_no_text_of_a_figure_overlaps(picture: np.ndarray, attribution: np.ndarray, part: Any, title: str) -> None:
@@ -410,15 +159,6 @@ def test_numbers_are_short(value: float, text: str) -> None:
 
 
 # Tables
-
-
-@pytest.fixture
-def maps() -> list[list[np.ndarray]]:
-    """Two rows of three different maps; the middle one of the lower row is blank."""
-    rng = np.random.default_rng(2)
-    rows = [[rng.normal(size=(HEIGHT, WIDTH)) * 10.0**-power for power in (0, 3, 6)] for _ in range(2)]
-    rows[1][1] = np.zeros((HEIGHT, WIDTH))
-    return rows
 
 
 def test_table_puts_each_map_in_its_row_and_column(picture: np.ndarray, maps: list[list[np.ndarray]]) -> None:
