@@ -211,11 +211,14 @@ def _end_children(trainer: lightning.Trainer) -> None:
 
 def _explain_end(error: BaseException, store: StoreCallback) -> BaseException:
     """Return what an error of the loop means for the job; the error itself where it says so already."""
-    # torch has no class of its own for a reader that hangs or dies.
-    if isinstance(error, RuntimeError) and "DataLoader" in str(error):
+    # torch has no class of its own for a reader that hangs or dies; one that dies while it hands a batch over breaks
+    # the socket between.
+    is_from_torch = isinstance(error, RuntimeError) and "DataLoader" in str(error)
+    if is_from_torch or isinstance(error, ConnectionError | EOFError):
         if store.is_terminated:  # which SLURM sends to the readers, too
             return TerminatedError("SIGTERM came while samples were read; run the same command to go on.")
-        return StoppedError(f"reading the shards stopped ({error}); see data.timeout_s; the same command goes on.")
+        reason = str(error) or type(error).__name__
+        return StoppedError(f"reading the shards stopped ({reason}); see data.timeout_s; the same command goes on.")
     if isinstance(error, SystemExit):  # what Lightning makes of KeyboardInterrupt
         return StoppedError("Ctrl-C came; every committed record is kept; run the same command to go on.")
     return error

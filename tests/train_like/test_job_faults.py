@@ -81,7 +81,7 @@ def test_the_job_stops_when_too_many_samples_are_bad(
     config = write_config(shard)
     ended = command("extract", config, f"data.num_workers={workers}")
     assert (ended.code, ended.line["status"]) == (4, "stopped")
-    assert "100 of 100 samples are bad; at most 1.0% may be" in ended.err
+    assert "\nextract: 100 of 100 samples are bad; at most 1.0% may be" in ended.err  # below the bar, not behind it
     assert len(failures(tmp_path / "store")) == 100
     allowed = command("extract", config, "data.max_bad_share=1")
     assert (allowed.code, allowed.line["failed"]) == (1, 150)
@@ -162,9 +162,10 @@ def test_a_hanging_reader_is_noticed(
     monkeypatch.setattr(extract, "index_shards", index_and_hang)
     started = time.perf_counter()
     ended = command("extract", config, "data.num_workers=1", "data.timeout_s=2")
-    assert time.perf_counter() - started < 2 * 2 + 2
+    assert time.perf_counter() - started < 10 * (2 * 2)  # twice the timeout, on a machine ten times slower
     assert (ended.code, ended.line["status"]) == (4, "stopped")
-    assert "timed out after 2 seconds" in ended.err
+    assert "\nextract: reading the shards stopped (DataLoader timed out after 2 seconds)" in ended.err
+    assert "Traceback" not in ended.err
     assert len(Store(tmp_path / "store")) == 1
     gc.collect()  # torch waits for the hanging worker here, and not in the next test
 

@@ -171,8 +171,8 @@ def test_killed_and_terminated_runs_are_continued(job_config: Path, tmp_path: Pa
     with processes(command) as (process,):
         wait_for_records(store, n_killed + 1, process)
         os.killpg(process.pid, signal.SIGTERM)
-        out, _ = process.communicate(timeout=TIMEOUT_S)
-    assert process.returncode == 143
+        out, err = process.communicate(timeout=TIMEOUT_S)
+    assert process.returncode == 143, err
     assert json.loads(out)["status"] == "terminated"
     n_terminated = len(record_bytes(store))
     assert n_killed < n_terminated < 7
