@@ -214,9 +214,11 @@ def _explain_end(error: BaseException, store: StoreCallback) -> BaseException:
     # torch has no class of its own for a reader that hangs or dies; one that dies while it hands a batch over breaks
     # the socket between.
     is_from_torch = isinstance(error, RuntimeError) and "DataLoader" in str(error)
-    if is_from_torch or isinstance(error, ConnectionError | EOFError):
-        if store.is_terminated:  # which SLURM sends to the readers, too
-            return TerminatedError("SIGTERM came while samples were read; run the same command to go on.")
+    is_from_reader = is_from_torch or isinstance(error, ConnectionError | EOFError)
+    if store.is_terminated and (is_from_reader or isinstance(error, StoppedError)):
+        # SLURM sends it to the readers and to the other ranks, too.
+        return TerminatedError("SIGTERM came; every committed record is kept; run the same command to go on.")
+    if is_from_reader:
         reason = str(error) or type(error).__name__
         return StoppedError(f"reading the shards stopped ({reason}); see data.timeout_s; the same command goes on.")
     if isinstance(error, SystemExit):  # what Lightning makes of KeyboardInterrupt
