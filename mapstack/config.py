@@ -284,7 +284,7 @@ class FitConfig:
         vision: Sizes of the image tower (`SwinConfig` arguments).
         text: Sizes of the text tower (`BertConfig` arguments, without `vocab_size`).
         prompts: Prompt set whose sentences and labels are learned beside the phantoms' own.
-        n_train: Phantoms to train on.
+        n_patients: Phantoms to train on, each with several films (see `train_like.phantom_data.N_FILMS`).
         n_test: Phantoms, of other seeds, that the accuracy is told on.
         cache: Folder where drawn phantoms are kept between runs.
         batch_size: Phantoms a step.
@@ -298,7 +298,7 @@ class FitConfig:
     vision: dict[str, Any] = field(default_factory=dict)
     text: dict[str, Any] = field(default_factory=dict)
     prompts: str = "configs/prompts/phantom.yaml"
-    n_train: int = 4000
+    n_patients: int = 2500
     n_test: int = 400
     cache: str = "out/fit"
     batch_size: int = 32
@@ -308,8 +308,67 @@ class FitConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for key in ("n_train", "n_test", "batch_size", "n_steps"):
+        for key in ("n_patients", "n_test", "batch_size"):
             _at_least(key, getattr(self, key), 1)
+        _at_least("n_steps", self.n_steps, 20)  # of which the learning rate rises for a tenth
+        if 4 * self.n_patients < self.batch_size:
+            raise ConfigError(
+                f"n_patients {self.n_patients} give {4 * self.n_patients} films, fewer than batch_size "
+                f"{self.batch_size}; a step takes a whole batch; raise one or lower the other."
+            )
+
+
+@dataclass
+class EvaluateConfig:
+    """Which maps are scored, and on which pictures.
+
+    Attributes:
+        model: As in `Config`.
+        data: Shards of the test split, whose samples have masks or boxes.
+        validation: Shards of the split that settings are chosen on.
+        ground_truth: CheXlocalize's JSON files with the masks of both splits, by key of the sample; none takes the
+            masks and boxes of the shards.
+        prompts: `file` names the classes, `against` the class of a normal picture; `use` and `ensemble` are varied.
+        candidates: Linear methods; of several of one name the validation split chooses one.
+        smoothing_px: Standard deviations of the Gaussian that maps are smoothed by, varied [px of the model's frame].
+        n: Test pictures that are scored by their peaks and overlaps.
+        n_validation: Pictures that settings are chosen on.
+        n_matrix: Test pictures on which every route, sign and text form is scored.
+        n_axes: Test pictures on which what costs most is done: the axes stacks of path methods, repetitions, weight
+            randomisation.
+        output: Folder of the report.
+        overwrite: Discard an evaluation of another configuration.
+        seed: As in `Config`.
+    """
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    validation: DataConfig = field(default_factory=DataConfig)
+    ground_truth: list[str] = field(default_factory=list)
+    prompts: PromptsConfig = field(default_factory=PromptsConfig)
+    candidates: list[Any] = field(default_factory=lambda: [{"name": "gradient"}, {"name": "occlusion"}])
+    smoothing_px: list[float] = field(default_factory=lambda: [0.0])
+    n: int = 200
+    n_validation: int = 60
+    n_matrix: int = 20
+    n_axes: int = 4
+    output: str = "out/evaluate"
+    overwrite: bool = False
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        self.candidates = [make_method_from(block) for block in self.candidates]
+        for key in ("n", "n_validation", "n_matrix", "n_axes"):
+            _at_least(key, getattr(self, key), 1)
+        if not self.candidates or self.n_axes > self.n_matrix:
+            raise ConfigError(
+                f"{len(self.candidates)} candidates, n_matrix {self.n_matrix} and n_axes {self.n_axes} make no "
+                "evaluation; there is at least one candidate, and n_axes is at most n_matrix; correct them."
+            )
+        if not self.smoothing_px or min(self.smoothing_px) < 0:
+            raise ConfigError(
+                f"smoothing_px is {list(self.smoothing_px)}; it lists standard deviations of at least 0 px; write [0]."
+            )
 
 
 def make_method_from(block: Any) -> Method:

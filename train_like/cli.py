@@ -18,6 +18,7 @@ _COMMANDS = {
     "project": ("train_like.project:project", "Config", "stack store + prompts -> maps, without the image model"),
     "figures": ("train_like.paper_figures:draw_figures", "FiguresConfig", "the paper's Fig. 1 and Fig. 2"),
     "verify": ("train_like.check_store:check_store", None, "re-read every record against its checksum"),
+    "evaluate": ("train_like.evaluate:evaluate", "EvaluateConfig", "metrics against boxes or masks -> a report"),
     "shards": ("train_like.make_shards:make_shards", "ShardsConfig", "datasets in"),
     "fit": ("train_like.fit:fit", "FitConfig", "train the demo model on phantoms"),
     "weights": ("train_like.make_weights:make_weights", "WeightsConfig", "a checkpoint folder"),

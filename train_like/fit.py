@@ -2,6 +2,7 @@
 
 import copy
 import logging
+import math
 import sys
 import time
 import warnings
@@ -13,7 +14,7 @@ import lightning
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 from transformers import BertTokenizerFast
@@ -26,13 +27,25 @@ from mapstack.phantom import LABELS
 from mapstack.prompts import PromptSet, load_prompt_set, text_groups
 from mapstack.readouts import TextReadout
 from train_like.errors import DONE
-from train_like.phantom_data import Pair, PhantomArrays, PhantomPairs, draw_phantoms
+from train_like.phantom_data import (
+    Pair,
+    PatientOrder,
+    PhantomArrays,
+    PhantomPairs,
+    draw_patients,
+    draw_phantoms,
+)
+from train_like.progress import FitProgress
 from train_like.result import Result
 from train_like.vocabulary import build_vocabulary
 
 NOTE = "trained on phantoms: it knows no patients"
 
 _TEST_SEEDS = 10_000_000  # far from any training seed
+_START_WEIGHT = 4.0
+# Shares of the steps: until the first pictures are left as they are, from the second on all alterations come.
+_PLAIN, _ALTERED = 0.25, 0.6
+_RARE = -3.0  # [logit]: a cell seldom holds a finding
 
 
 def fit(config: FitConfig) -> Result:
@@ -41,13 +54,13 @@ def fit(config: FitConfig) -> Result:
     lightning.seed_everything(config.seed, verbose=False)
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     prompt_set = load_prompt_set(config.prompts)
-    train = draw_phantoms(config.n_train, first_seed=config.seed, cache=Path(config.cache))
+    train = draw_patients(config.n_patients, first_seed=config.seed, cache=Path(config.cache))
     test = draw_phantoms(config.n_test, first_seed=config.seed + _TEST_SEEDS, cache=Path(config.cache))
     vocabulary = build_vocabulary([*_sentences(train), *_sentences(test), *_prompts(prompt_set)])
     sizes = {"vision": dict(config.vision), "text": {**config.text, "vocab_size": len(vocabulary)}}
     folder = Path(config.output)
     module = PhantomFit(build_medclip("vit", sizes), _tokenizer(vocabulary, folder), config)
-    _train(module, PhantomPairs(train, prompt_set, config.seed), config)
+    _train(module, PhantomPairs(train, prompt_set, module.n_cells, config.seed), config)
     write_medclip(folder, module.averaged(), sizes=sizes, vocabulary=vocabulary, note=NOTE)
     accuracy = zero_shot_accuracy(folder, test, prompt_set)
     summary = {
@@ -60,7 +73,12 @@ def fit(config: FitConfig) -> Result:
 
 
 class PhantomFit(lightning.LightningModule):
-    """MedCLIP under its semantic matching loss.
+    """MedCLIP under its semantic matching loss, with a start that its pretrained towers give the official one.
+
+    MedCLIP starts from towers that were trained on millions of pictures and sentences; from nothing its loss stands
+    still for hundreds of steps, since the embeddings of all pictures are alike. Here a second loss starts the image
+    tower: each cell of its last layer tells which findings lie there. Its weight falls to zero after two thirds of the
+    steps, and what reads the cells is thrown away.
 
     Args:
         model: Upstream's `MedCLIPModel`.
@@ -77,6 +95,10 @@ class PhantomFit(lightning.LightningModule):
         super().__init__()
         self.model = model
         self._average = copy.deepcopy(model).requires_grad_(False)
+        swin = model.vision_model.model.config
+        self.n_cells = math.ceil(swin.image_size / swin.patch_size / 2 ** (len(swin.depths) - 1))
+        self._read_cells = nn.Linear(swin.hidden_size, len(LABELS) - 1)
+        nn.init.constant_(self._read_cells.bias, _RARE)
         self._tokenizer = tokenizer
         self._config = config
 
@@ -86,17 +108,42 @@ class PhantomFit(lightning.LightningModule):
 
     def training_step(self, pairs: list[Pair], batch_idx: int) -> Tensor:
         """Return the loss of a batch."""
-        image = normalised(self.model.vision_model(torch.stack([pair.pixel_values for pair in pairs]).to(self.device)))
-        sentences = list(dict.fromkeys(pair.sentence for pair in pairs))
+        tower = self.model.vision_model
+        pixel_values = torch.stack([pair.pixel_values for pair in pairs]).to(self.device)
+        layer = tower.model(pixel_values.expand(-1, 3, -1, -1))
+        logits = self.model.logit_scale.clamp(0, 4.6052).exp() * (
+            normalised(tower.projection_head(layer["pooler_output"])) @ self._embed(sentences := _different(pairs)).T
+        )
         said = torch.stack([next(pair.said for pair in pairs if pair.sentence == each) for each in sentences])
-        tokens = self._tokenizer(sentences, padding=True, truncation=True, max_length=77, return_tensors="pt")
-        tokens = tokens.to(self.device)
-        text = normalised(self.model.text_model(tokens["input_ids"], tokens["attention_mask"]))
-        logits = self.model.logit_scale.clamp(0, 4.6052).exp() * image @ text.T
         seen = torch.stack([pair.seen for pair in pairs])
         loss = semantic_matching_loss(logits, seen.to(self.device), said.to(self.device))
-        self.log("loss", loss, prog_bar=True)
-        return loss
+        self.log("loss", loss)
+        return loss + self._start_weight() * self._start_loss(layer["last_hidden_state"], pairs)
+
+    def _embed(self, sentences: list[str]) -> Float[Tensor, "texts embed_dim"]:
+        """Embed sentences as inference does, each without padding: upstream's mean would run over the padding."""
+        tokens = self._tokenizer(sentences, padding=True, truncation=True, max_length=77, return_tensors="pt")
+        tokens = tokens.to(self.device)
+        tower = self.model.text_model
+        layers = tower.model(**tokens)["hidden_states"]
+        mean_layer = (layers[1] + layers[2] + layers[-1]) / 3
+        is_token = tokens["attention_mask"][..., None]
+        pooled = (mean_layer * is_token).sum(dim=1) / is_token.sum(dim=1)
+        return normalised(tower.projection_head(pooled))
+
+    def _start_loss(self, layer: Float[Tensor, "pictures cells width"], pairs: list[Pair]) -> Tensor:
+        truth = torch.stack([pair.cells.flatten(1).T for pair in pairs]).to(self.device)
+        each = F.binary_cross_entropy_with_logits(self._read_cells(layer), truth, reduction="none")
+        return each.sum(dim=2).mean()
+
+    def _start_weight(self) -> float:
+        return _START_WEIGHT * max(0.0, 1 - 1.5 * self.global_step / self._config.n_steps)
+
+    def on_train_batch_start(self, *_: Any) -> None:
+        """Alter more and more pictures; the loader reads in this process, so that it is obeyed at once."""
+        done = self.global_step / self._config.n_steps
+        loader: Any = self.trainer.train_dataloader
+        loader.dataset.strength = min(1.0, max(0.0, (done - _PLAIN) / (_ALTERED - _PLAIN)))
 
     def on_train_batch_end(self, *_: Any) -> None:
         """Move the running average of the weights, which is what is kept."""
@@ -112,7 +159,7 @@ class PhantomFit(lightning.LightningModule):
     def configure_optimizers(self) -> Any:
         """Return AdamW with a one-cycle schedule."""
         optimiser = torch.optim.AdamW(
-            self.model.parameters(), lr=self._config.learning_rate, weight_decay=self._config.weight_decay
+            self.parameters(), lr=self._config.learning_rate, weight_decay=self._config.weight_decay
         )
         schedule = torch.optim.lr_scheduler.OneCycleLR(
             optimiser, self._config.learning_rate, total_steps=self._config.n_steps, pct_start=0.1
@@ -149,7 +196,7 @@ def semantic_matching_loss(
 
 @torch.no_grad()
 def zero_shot_accuracy(folder: Path, phantoms: PhantomArrays, prompt_set: PromptSet) -> dict[str, float]:
-    """Tell how often the class of highest logit is one that the phantom has, by class and in all.
+    """Tell on what share of phantoms the class of highest logit is one that they have: of all, and of each class.
 
     The logit of a class is the mean over its prompts, as `PromptClassifier` does.
     """
@@ -158,21 +205,22 @@ def zero_shot_accuracy(folder: Path, phantoms: PhantomArrays, prompt_set: Prompt
         prompt_set=prompt_set, texts=(), use="prompts", ensemble="mean", classes=list(LABELS), against=None
     )
     readout = TextReadout(groups, model.text)
-    hits: dict[str, list[bool]] = {label: [] for label in LABELS}
+    hits: dict[str, list[bool]] = {"all": [], **{label: [] for label in LABELS}}
     for start in tqdm(range(0, len(phantoms), 16), desc="accuracy", file=sys.stderr):
         pixels = torch.from_numpy(phantoms.pixels[start : start + 16])[:, None].float() / 255
         best = readout(model.embed_images(MEDCLIP.normalize(pixels))).argmax(dim=1).tolist()
         for choice, labels in zip(best, phantoms.labels[start : start + 16].tolist(), strict=True):
             true = [label for label in labels if label >= 0] or [len(LABELS) - 1]
-            for label in true:
-                hits[LABELS[label]].append(choice in true)
-    everything = [hit for each in hits.values() for hit in each]
-    shares = {label: sum(each) / len(each) for label, each in hits.items() if each}
-    return {"all": sum(everything) / len(everything), **shares}
+            for name in ("all", *(LABELS[label] for label in true)):
+                hits[name].append(choice in true)
+    return {name: sum(each) / len(each) for name, each in hits.items() if each}
 
 
 def _train(module: PhantomFit, pairs: PhantomPairs, config: FitConfig) -> None:
-    loader = DataLoader(pairs, batch_size=config.batch_size, shuffle=True, drop_last=True, collate_fn=list)
+    loader = DataLoader(
+        pairs, batch_size=config.batch_size, sampler=PatientOrder(len(pairs)), drop_last=True, collate_fn=list
+    )
+    pairs.strength = 0.0  # the loader fetches the first batch before any hook runs
     trainer = lightning.Trainer(
         accelerator="auto",
         devices=1,
@@ -180,12 +228,17 @@ def _train(module: PhantomFit, pairs: PhantomPairs, config: FitConfig) -> None:
         logger=False,
         enable_checkpointing=False,
         enable_model_summary=False,
+        callbacks=[FitProgress()],
         gradient_clip_val=1.0,
     )
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The 'train_dataloader' does not have many workers")
         warnings.filterwarnings("ignore", message=".*is deprecated, use `isinstance")
         trainer.fit(module, loader)
+
+
+def _different(pairs: list[Pair]) -> list[str]:
+    return list(dict.fromkeys(pair.sentence for pair in pairs))
 
 
 def _sentences(phantoms: PhantomArrays) -> list[str]:

@@ -1,26 +1,34 @@
-"""Phantoms as training pairs: pictures, what is visible in them, and sentences that say so."""
+"""Phantoms as training pairs: pictures, what is visible in them and where, and sentences that say so."""
 
 import multiprocessing
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, Sampler
 from tqdm import tqdm
 
 from mapstack.images import MEDCLIP
-from mapstack.phantom import LABELS, NO_FINDING, phantom
+from mapstack.phantom import LABELS, NO_FINDING, Phantom, phantom
 from mapstack.prompts import PromptSet
 
 _SIZE = MEDCLIP.image_size
 _MAX_FINDINGS = 2
+_FILMS = 20  # a purpose of random numbers that `phantom` does not use
 _HIDDEN_SHARE = 0.6  # of a finding's mask: beyond it, nobody could tell that it is there
+_COVERED_SHARE, _EXPOSED_SHARE = 0.6, 0.6  # of the pictures
+_FULL_SHARE = 1 / 8  # of a cell: a finding that fills so much of it is wholly there; a catheter is thin
+
+N_FILMS = 4
+"""Films of a patient: without a finding, and with three sets of findings."""
 
 
 @dataclass(frozen=True)
@@ -44,13 +52,36 @@ class PhantomArrays:
 
 
 def draw_phantoms(n: int, *, first_seed: int, cache: Path) -> PhantomArrays:
-    """Draw phantoms of successive seeds in parallel, or read them from an earlier run."""
-    path = cache / f"phantoms-{first_seed}-{n}.npz"
-    if not path.exists():
-        cache.mkdir(parents=True, exist_ok=True)
+    """Draw phantoms of successive seeds, with the findings that their seeds give them.
+
+    Args:
+        n: How many.
+        first_seed: Seed of the first.
+        cache: Folder where they are kept: an earlier drawing is read again, unless phantoms have changed since.
+    """
+    return _cached(cache / f"phantoms-{first_seed}-{n}.npz", _draw_phantom, range(first_seed, first_seed + n))
+
+
+def draw_patients(n: int, *, first_seed: int, cache: Path) -> PhantomArrays:
+    """Draw `N_FILMS` films of each patient, one after the other, that differ in the findings and in nothing else.
+
+    Args:
+        n: How many patients.
+        first_seed: Seed of the first.
+        cache: Folder where they are kept: an earlier drawing is read again.
+    """
+    return _cached(cache / f"patients-{first_seed}-{n}.npz", _draw_patient, range(first_seed, first_seed + n))
+
+
+_Drawn = tuple[NDArray[np.uint8], NDArray[np.uint8], list[int], list[str]]
+
+
+def _cached(path: Path, draw: Callable[[int], list[_Drawn]], seeds: range) -> PhantomArrays:
+    if not _is_current(path, draw(seeds[0])[0][0]):
+        path.parent.mkdir(parents=True, exist_ok=True)
         with multiprocessing.get_context("forkserver").Pool() as pool:
-            drawn = pool.imap(_draw, range(first_seed, first_seed + n), chunksize=16)
-            pixels, masks, labels, sentences = zip(*tqdm(drawn, total=n, desc="phantoms", file=sys.stderr), strict=True)
+            shown = tqdm(pool.imap(draw, seeds, chunksize=8), total=len(seeds), desc=path.stem, file=sys.stderr)
+            pixels, masks, labels, sentences = zip(*chain.from_iterable(shown), strict=True)
         partial_path = path.with_suffix(".partial.npz")
         np.savez(partial_path, pixels=pixels, masks=masks, labels=labels, sentences=np.array(sentences))
         partial_path.replace(path)
@@ -59,8 +90,26 @@ def draw_phantoms(n: int, *, first_seed: int, cache: Path) -> PhantomArrays:
         return PhantomArrays(stored["pixels"], stored["masks"], stored["labels"], texts)
 
 
-def _draw(seed: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8], list[int], list[str]]:
-    film = phantom(seed, size=_SIZE)
+def _is_current(path: Path, first: NDArray[np.uint8]) -> bool:
+    """Say whether a file holds what would be drawn now: phantoms change with the code that draws them."""
+    if not path.exists():
+        return False
+    with np.load(path, allow_pickle=False) as stored:
+        return np.array_equal(stored["pixels"][0], first)
+
+
+def _draw_phantom(seed: int) -> list[_Drawn]:
+    return [_arrays(phantom(seed, size=_SIZE))]
+
+
+def _draw_patient(seed: int) -> list[_Drawn]:
+    numbers = np.random.default_rng([seed, _FILMS])
+    order = [str(label) for label in numbers.permutation(LABELS[:-1])]
+    last = order[2:4] if numbers.random() < 0.5 else order[2:3]
+    return [_arrays(phantom(seed, size=_SIZE, labels=labels)) for labels in ([], order[:1], order[1:2], last)]
+
+
+def _arrays(film: Phantom) -> _Drawn:
     masks = np.zeros((_MAX_FINDINGS, _SIZE * _SIZE // 8), np.uint8)
     labels, sentences = [-1] * _MAX_FINDINGS, [""] * _MAX_FINDINGS
     for i, finding in enumerate(film.findings):
@@ -80,12 +129,15 @@ class Pair:
         seen: Which labels it shows, by `LABELS`.
         sentence: A text about one of them.
         said: Which labels the text names.
+        cells: How much of each finding is seen in each cell of a grid over the picture [0, 1], by `LABELS` without
+            the last.
     """
 
     pixel_values: Float[Tensor, "1 height width"]
     seen: Float[Tensor, " labels"]
     sentence: str
     said: Float[Tensor, " labels"]
+    cells: Float[Tensor, "findings rows columns"]
 
 
 class PhantomPairs(Dataset[Pair]):
@@ -98,13 +150,20 @@ class PhantomPairs(Dataset[Pair]):
     Args:
         phantoms: What to draw from.
         prompt_set: Its sentences and labels are used beside the phantoms' own.
+        n_cells: Cells along each side of the grid in `Pair.cells`.
         seed: Of the alterations and the choice of sentences.
+
+    Attributes:
+        strength: How often pictures are altered, from never (0) to as often as in the end (1). Training starts with
+            what is easy.
     """
 
-    def __init__(self, phantoms: PhantomArrays, prompt_set: PromptSet, seed: int) -> None:
+    def __init__(self, phantoms: PhantomArrays, prompt_set: PromptSet, n_cells: int, seed: int) -> None:
         self._phantoms = phantoms
+        self._n_cells = n_cells
         self._texts = {entry.label: (entry.label, *entry.prompts) for entry in prompt_set.classes}
         self._seed = seed
+        self.strength = 1.0
 
     def __len__(self) -> int:
         return len(self._phantoms)
@@ -113,23 +172,37 @@ class PhantomPairs(Dataset[Pair]):
         numbers = np.random.default_rng([self._seed, index, int(torch.randint(2**31, ()))])
         picture = self._phantoms.pixels[index].astype(np.float32) / 255
         visible = np.ones((_SIZE, _SIZE), bool)
-        if numbers.random() < 0.7:
+        if numbers.random() < _COVERED_SHARE * self.strength:
             picture = _cover(picture, visible, numbers)
-        picture = _expose(picture, numbers)
-        found = [
-            (int(label), str(sentence))
-            for label, mask, sentence in zip(
-                self._phantoms.labels[index], self._phantoms.masks[index], self._phantoms.sentences[index], strict=False
-            )
-            if label >= 0 and _is_visible(mask, visible)
-        ]
+        if numbers.random() < _EXPOSED_SHARE * self.strength:
+            picture = _expose(picture, numbers)
+        found: list[tuple[int, str]] = []
+        cells = torch.zeros(len(LABELS) - 1, self._n_cells, self._n_cells)
+        for label, sentence, mask in self._findings(index):
+            seen = mask & visible
+            if seen.sum() >= (1 - _HIDDEN_SHARE) * mask.sum():
+                found.append((label, sentence))
+                cells[label] = self._cells(seen)
         sentence, said = self._say(found, numbers)
         return Pair(
             MEDCLIP.normalize(torch.from_numpy(picture)[None]),
             label_vector([label for label, _ in found]),
             sentence,
             said,
+            cells,
         )
+
+    def _findings(self, index: int) -> Iterator[tuple[int, str, NDArray[np.bool_]]]:
+        rows = zip(
+            self._phantoms.labels[index], self._phantoms.sentences[index], self._phantoms.masks[index], strict=False
+        )
+        for label, sentence, packed in rows:
+            if label >= 0:
+                yield int(label), sentence, np.unpackbits(packed).reshape(_SIZE, _SIZE).astype(bool)
+
+    def _cells(self, seen: NDArray[np.bool_]) -> Float[Tensor, "rows columns"]:
+        share = F.avg_pool2d(torch.from_numpy(seen)[None].float(), _SIZE // self._n_cells)[0]
+        return (share / _FULL_SHARE).clamp(max=1)
 
     def _say(self, found: Sequence[tuple[int, str]], numbers: np.random.Generator) -> tuple[str, Tensor]:
         if not found:
@@ -140,6 +213,23 @@ class PhantomPairs(Dataset[Pair]):
             choices = self._texts[LABELS[label]]
             sentence = choices[int(numbers.integers(len(choices)))]
         return sentence, label_vector([label])
+
+
+class PatientOrder(Sampler[int]):
+    """All films, those of a patient together, patients in random order.
+
+    A batch that holds a patient with and without a finding teaches the finding, and not the patient.
+    """
+
+    def __init__(self, n_films: int) -> None:
+        self._n_films = n_films
+
+    def __len__(self) -> int:
+        return self._n_films
+
+    def __iter__(self) -> Iterator[int]:
+        for patient in torch.randperm(self._n_films // N_FILMS).tolist():
+            yield from range(patient * N_FILMS, (patient + 1) * N_FILMS)
 
 
 def label_vector(labels: Sequence[int]) -> Float[Tensor, " labels"]:
@@ -156,7 +246,7 @@ def _cover(
     covered = picture.copy()
     for _ in range(numbers.integers(1, 5)):
         height, width = numbers.integers(12, 81, size=2)
-        row, column = numbers.integers(0, _SIZE - height), numbers.integers(0, _SIZE - width)
+        row, column = numbers.integers(0, _SIZE - height + 1), numbers.integers(0, _SIZE - width + 1)
         region = (slice(row, row + height), slice(column, column + width))
         fills = (0.0, 1.0, picture.mean(), numbers.random((height, width)))
         covered[region] = fills[numbers.choice(4, p=[0.4, 0.15, 0.3, 0.15])]
@@ -166,12 +256,7 @@ def _cover(
 
 def _expose(picture: NDArray[np.float32], numbers: np.random.Generator) -> NDArray[np.float32]:
     """Dim towards black, white or grey, and add noise."""
-    share = numbers.uniform(0.35, 1.0) if numbers.random() < 0.6 else 1.0
+    share = numbers.uniform(0.35, 1.0)
     target = numbers.choice([0.0, 0.0, 1.0, picture.mean()])
     exposed = target + share * (picture - target) + numbers.normal(0, 0.01, picture.shape)
     return exposed.astype(np.float32)
-
-
-def _is_visible(packed: NDArray[np.uint8], visible: NDArray[np.bool_]) -> bool:
-    mask = np.unpackbits(packed).reshape(_SIZE, _SIZE).astype(bool)
-    return bool((mask & visible).sum() >= (1 - _HIDDEN_SHARE) * mask.sum())

@@ -1,4 +1,4 @@
-"""The progress bar: images, images/s, time left, bytes written."""
+"""The progress bars: images, images/s, time left, bytes written; of `fit`, steps and the loss."""
 
 import sys
 from typing import Any
@@ -51,6 +51,29 @@ class ExtractionProgress(ProgressBar):
         self._close()
 
     def _close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+
+class FitProgress(ProgressBar):
+    """Counts the steps of `fit` and shows the loss."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._bar: tqdm[Any] | None = None
+
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Show the bar."""
+        self._bar = tqdm(total=trainer.max_steps, desc="fit", unit="step", file=sys.stderr, dynamic_ncols=True)
+
+    def on_train_batch_end(self, trainer: lightning.Trainer, *_: Any, **__: Any) -> None:
+        """Advance by one step."""
+        if self._bar is not None:
+            self._bar.set_postfix_str(f"loss {trainer.callback_metrics['loss'].item():.3f}", refresh=False)
+            self._bar.update()
+
+    def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Leave the bar as it is."""
         if self._bar is not None:
             self._bar.close()
 

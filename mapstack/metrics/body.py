@@ -6,6 +6,7 @@ from torch import Tensor
 
 from mapstack.errors import InputError
 from mapstack.metrics.checks import check_region
+from mapstack.metrics.segmentation import otsu_mask
 
 
 def share_outside_body(attribution: Float[Tensor, "height width"], body: Bool[Tensor, "height width"]) -> float:
@@ -39,3 +40,25 @@ def share_outside_body(attribution: Float[Tensor, "height width"], body: Bool[Te
             "leave out empty maps."
         )
     return float(strength[~body].sum() / total)
+
+
+def body_mask(picture: Float[Tensor, "height width"]) -> Bool[Tensor, "height width"]:
+    """Tell the patient from the air around: what is brighter than Otsu's threshold, with all that it encloses.
+
+    The lungs are as dark as the air, but chest wall, shoulders and abdomen enclose them. It is a rough outline, good
+    enough to tell attribution that lies beside the patient; on a film cropped inside the chest everything is patient.
+
+    Args:
+        picture: Brightness [0, 1], any frame, air black.
+
+    Raises:
+        InputError: The picture is not finite.
+
+    Example:
+        >>> trunk = torch.zeros(6, 8)
+        >>> trunk[1:, 2:6] = 0.8
+        >>> trunk[3, 4] = 0.1  # a lung
+        >>> body_mask(trunk)[3].int().tolist()
+        [0, 0, 1, 1, 1, 1, 0, 0]
+    """
+    return otsu_mask(picture)

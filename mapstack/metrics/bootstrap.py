@@ -60,8 +60,14 @@ def bootstrap(values: Float[Tensor, "n_images *n_findings"], *, seed: int = 0) -
             "infinite; leave out a metric that no picture has."
         )
     draws = torch.Generator().manual_seed(seed)
-    indices = (torch.randint(len(values), (len(values),), generator=draws) for _ in range(N_REPLICATES))
-    replicates = torch.stack([_mean(values[index]) for index in indices])
+    indices = torch.randint(len(values), (N_REPLICATES, len(values)), generator=draws)
+    # Sums by counts of draws: a thousand copies of a large table would not fit in memory.
+    times = torch.zeros(N_REPLICATES, len(values), dtype=torch.float64).scatter_add_(
+        1, indices, torch.ones(indices.shape, dtype=torch.float64)
+    )
+    columns = values.reshape(len(values), -1)
+    totals, counts = times @ columns.nan_to_num(), times @ (~columns.isnan()).double()
+    replicates = (totals / counts).nanmean(dim=1)
     ordered = replicates[~replicates.isnan()].sort().values
     low, high = (float(ordered[max(int(q * len(ordered)) - 1, 0)]) for q in (_LOW, _HIGH))
     return Interval(float(_mean(values)), low, high)

@@ -17,7 +17,7 @@ def draw_device(anatomy: Anatomy, generator: np.random.Generator, side: int) -> 
     if kind == "tracheal tube":
         side, device = 0, _draw_tracheal_tube(canvas, patient, generator)
     elif kind == "catheter":
-        device = generator.uniform(0.14, 0.22) * canvas.lines([(_catheter(patient, generator, side), 0.0065, 1.0)])
+        device = generator.uniform(0.22, 0.32) * canvas.lines([(_catheter(patient, generator, side), 0.0065, 1.0)])
     elif kind == "pacemaker":
         device = _draw_pacemaker(canvas, patient, generator, side)
     else:
@@ -30,7 +30,7 @@ def _draw_tracheal_tube(canvas: Canvas, patient: Patient, generator: np.random.G
     tip = generator.uniform(-0.24, -0.18)
     middle = curve((0.0, -0.9), (0.0, -0.42), (-0.003, tip)) + np.array([0.8 * patient.turned, 0.0])
     walls: list[Stroke] = [(middle + np.array([aside, 0.0]), 0.004, 0.7) for aside in (-0.010, 0.010)]
-    return 0.20 * canvas.lines([(middle, 0.021, 0.3), *walls, (middle + np.array([0.004, 0.0]), 0.004, 1.0)])
+    return 0.28 * canvas.lines([(middle, 0.021, 0.3), *walls, (middle + np.array([0.004, 0.0]), 0.004, 1.0)])
 
 
 def _catheter(patient: Patient, generator: np.random.Generator, side: int) -> Points:
@@ -69,4 +69,4 @@ def _draw_chest_tube(canvas: Canvas, patient: Patient, generator: np.random.Gene
     course = [(wall + 0.16, entry + 0.06), (wall + 0.01, entry - 0.01), (0.8 * wall, entry - 0.10)]
     middle = mirrored(curve(*course, (0.6 * wall, (entry + tip) / 2 - 0.04), (0.19, tip)), side)
     band = [(middle, 0.018, 0.25), (middle + np.array([0.007, 0.0]), 0.0035, 0.7)]
-    return 0.22 * canvas.lines([*band, (middle - np.array([0.005, 0.0]), 0.005, 1.0)])
+    return 0.30 * canvas.lines([*band, (middle - np.array([0.005, 0.0]), 0.005, 1.0)])

@@ -64,18 +64,18 @@ def draw_nodule(anatomy: Anatomy, generator: np.random.Generator, side: int) -> 
     """Put a round lesion into the lung."""
     patient, canvas = anatomy.patient, anatomy.canvas
     zone = str(generator.choice(ZONES))
-    radius = generator.uniform(0.015, 0.045)
+    radius = generator.uniform(0.028, 0.065)
     y = _zone_y(patient, side, zone, generator.uniform(0.25, 0.75))
     near, far = inner_x(patient, side, y) + radius + 0.02, wall_x(patient, y) - radius - 0.035
     x = side * (near + max(far - near, 0.0) * generator.uniform(0, 1))
     right, down = (canvas.x - x) / radius, (canvas.y - y) / radius
     bump, phase = generator.uniform(0.0, 0.08), generator.uniform(0, 2 * np.pi)
     square = (right**2 + down**2) * (1 + bump * np.cos(3 * np.arctan2(down, right) + phase))
-    weight = generator.uniform(0.10, 0.22)
+    weight = generator.uniform(0.16, 0.32)
     facts = {
         "zone": zone,
-        "intensity": _grade(weight, (0.14, "faint"), (0.18, "well-defined"), (1.0, "dense")),
-        "size": _grade(radius, (0.024, "small"), (0.034, "medium-sized"), (1.0, "large")),
+        "intensity": _grade(weight, (0.21, "faint"), (0.27, "well-defined"), (1.0, "dense")),
+        "size": _grade(radius, (0.040, "small"), (0.053, "medium-sized"), (1.0, "large")),
     }
     return _changed(anatomy, weight * np.clip(1 - square, 0, 1) ** 0.7, side, facts, "plain")
 
@@ -118,7 +118,7 @@ def draw_pneumothorax(anatomy: Anatomy, generator: np.random.Generator, side: in
     # Only beside heart and mediastinum, which close the pleural space towards the spine.
     room = anatomy.thorax[side] * np.clip(1 - anatomy.covered / SHARE_COVERED, 0, 1)
     beyond = room * (1 - canvas.fill([lung]))
-    change = 0.06 * room * canvas.lines([(lung, 0.005, 1.0)]) - beyond * (anatomy.vessels + 0.09)
+    change = 0.09 * room * canvas.lines([(lung, 0.006, 1.0)]) - beyond * (anatomy.vessels + 0.14)
     size = _grade(amount, (0.33, "small"), (0.68, "moderate"), (1.0, "large"))
     return _changed(anatomy, change, side, {"size": size}, size)
 
@@ -129,7 +129,7 @@ def draw_atelectasis(anatomy: Anatomy, generator: np.random.Generator, side: int
     if inner_x(patient, side, dome_y(patient, side) - 0.05) > 0.72 * patient.chest:
         side = RIGHT  # beside an enlarged heart there is no room on the left
     n_bands = int(generator.integers(1, 4))
-    width, slope = generator.uniform(0.007, 0.016), generator.uniform(-0.25, 0.25)
+    width, slope = generator.uniform(0.010, 0.020), generator.uniform(-0.25, 0.25)
     bands = []
     for i in range(n_bands):
         y = dome_y(patient, side) - 0.035 - 0.045 * i - generator.uniform(0, 0.015)
@@ -141,11 +141,11 @@ def draw_atelectasis(anatomy: Anatomy, generator: np.random.Generator, side: int
         # Thickest in its middle.
         half = np.stack([np.zeros(17), 0.6 * width * np.sqrt(np.sin(np.pi * along).clip(0))], axis=1)
         bands.append(mirrored(np.vstack([middle - half, (middle + half)[::-1]]), side))
-    strength = generator.uniform(0.14, 0.28)
+    strength = generator.uniform(0.20, 0.36)
     lung = (anatomy.air > 0.08) * anatomy.thorax[side]
     facts = {
-        "intensity": _grade(strength, (0.18, "mild"), (0.23, "moderate"), (1.0, "marked")),
-        "kind": "linear" if width < 0.0105 else "plate-like",
+        "intensity": _grade(strength, (0.25, "mild"), (0.31, "moderate"), (1.0, "marked")),
+        "kind": "linear" if width < 0.0135 else "plate-like",
         "bands": ("a single band", "two bands", "three bands")[n_bands - 1],
     }
     variant = "single" if n_bands == 1 else "several"

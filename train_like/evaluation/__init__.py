@@ -1,0 +1,1 @@
+"""The evaluation: what is scored (`cases`, `texts`, `settings`), by which maps (`maps`), stage by stage (`stages`)."""

@@ -1,0 +1,160 @@
+"""The pictures that are scored: what they show and where, original-image frame."""
+
+import io
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from mapstack.config import DataConfig
+from mapstack.errors import ShardError
+from mapstack.images import Picture, Prepared, Preprocessing, decode, prepare
+from mapstack.metrics.chexlocalize import MIMIC_LABELS, GroundTruth, enlarge, read_masks
+from mapstack.metrics.rle import decode_mask
+from train_like.index import IMAGE_SUFFIXES
+from train_like.pictures import ShardPictures
+
+
+@dataclass(frozen=True, eq=False)
+class Region:
+    """A finding and where it is.
+
+    Attributes:
+        label: Its class label.
+        sentence: A sentence that is true of it; None where none is known.
+        mask: True inside, original-image frame.
+    """
+
+    label: str
+    sentence: str | None
+    mask: Bool[Tensor, "height width"]
+
+
+@dataclass(frozen=True, eq=False)
+class Case:
+    """A picture and its findings.
+
+    Attributes:
+        key: Of the sample.
+        picture: As decoded.
+        prepared: As the model sees it.
+        labels: The class labels of the sample, with or without a region.
+        regions: Findings whose place is known and not empty, one a label.
+    """
+
+    key: str
+    picture: Picture
+    prepared: Prepared
+    labels: tuple[str, ...]
+    regions: tuple[Region, ...]
+
+    @property
+    def brightness(self) -> Float[Tensor, "height width"]:
+        """Grey values [0, 1], original-image frame."""
+        return torch.from_numpy(np.array(self.picture.image.convert("L"))) / 255
+
+    def on_picture(self, attribution: Float[Tensor, "height width"]) -> Float[Tensor, "original_height original_width"]:
+        """Bring a map from the model-input frame onto the picture.
+
+        Where the picture fills the frame this is CheXlocalize's own bilinear enlargement; a padded or cropped one goes
+        by its exact geometry.
+        """
+        geometry = self.prepared.geometry
+        if geometry.box == (0, 0, geometry.image_size, geometry.image_size):
+            return enlarge(attribution, geometry.original)
+        return geometry.to_original(attribution)
+
+
+class Cases:
+    """The pictures of one split, read from their shards when they are asked for.
+
+    Args:
+        data: Its shards.
+        preprocessing: The model's.
+        ground_truth: Masks by key and pathology, as CheXlocalize has them; None takes the masks of the shards, or
+            their boxes.
+        n: At most so many pictures, in the order of the shards.
+    """
+
+    def __init__(
+        self, data: DataConfig, preprocessing: Preprocessing, ground_truth: GroundTruth | None, n: int | None
+    ) -> None:
+        self._pictures = ShardPictures(data)
+        self._preprocessing = preprocessing
+        self._truth = ground_truth
+        known = (entry.key for entry in self._pictures.entries() if ground_truth is None or entry.key in ground_truth)
+        self.keys = tuple(known)[:n]
+
+    def __iter__(self) -> Iterator[Case]:
+        return (self.read(key) for key in self.keys)
+
+    def with_regions(self, n: int) -> list[str]:
+        """Return the keys of the first n pictures on which something can be located."""
+        keys: list[str] = []
+        for case in self:
+            if len(keys) == n:
+                break
+            if case.regions:
+                keys.append(case.key)
+        return keys
+
+    def read(self, key: str) -> Case:
+        """Read a picture.
+
+        Raises:
+            ShardError: The sample is damaged, or a mask does not fit its picture.
+        """
+        sample = self._pictures.read_sample(key)
+        picture = decode(next(sample[suffix] for suffix in IMAGE_SUFFIXES if suffix in sample))
+        info = sample.get("json", {})
+        masks = _masks_of(sample, info, picture.size) if self._truth is None else _chexlocalize_masks(self._truth[key])
+        sentences = {each.get("label"): each.get("prompt") for each in info.get("findings", [])}
+        for mask in masks.values():
+            _check_size(key, mask, picture.size)
+        regions = [Region(label, sentences.get(label), mask) for label, mask in masks.items() if mask.any()]
+        labels = info.get("labels") or [region.label for region in regions]
+        return Case(key, picture, prepare(picture, self._preprocessing), tuple(labels), tuple(regions))
+
+
+def read_ground_truth(paths: Sequence[str]) -> GroundTruth | None:
+    """Read CheXlocalize's JSON files of masks into one; None where there is none."""
+    truth: GroundTruth = {}
+    for path in paths:
+        truth |= read_masks(path)
+    return truth if paths else None
+
+
+def _masks_of(sample: Mapping[str, Any], info: Mapping[str, Any], size: tuple[int, int]) -> dict[str, Tensor]:
+    if "masks.npz" in sample:
+        try:
+            with np.load(io.BytesIO(sample["masks.npz"]), allow_pickle=False) as stored:
+                return {label: torch.from_numpy(stored[label].astype(bool)) for label in stored.files}
+        except (ValueError, OSError, zipfile.BadZipFile):
+            raise ShardError(
+                f"masks.npz of key {ascii(sample['__key__'])} cannot be read; it holds one boolean array a label, "
+                "without pickles; write it again."
+            ) from None
+    masks: dict[str, Tensor] = {}
+    for finding in info.get("findings", []):
+        if finding.get("box"):
+            row0, column0, row1, column1 = finding["box"]
+            mask = masks.setdefault(finding["label"], torch.zeros(size, dtype=torch.bool))
+            mask[row0:row1, column0:column1] = True
+    return masks
+
+
+def _chexlocalize_masks(truth: Mapping[str, Any]) -> dict[str, Tensor]:
+    return {MIMIC_LABELS[pathology]: decode_mask(mask) for pathology, mask in truth.items()}
+
+
+def _check_size(key: str, mask: Tensor, size: tuple[int, int]) -> None:
+    if tuple(mask.shape) != size:
+        raise ShardError(
+            f"a mask of key {ascii(key)} has shape {tuple(mask.shape)}, its picture {size}; masks lie in the "
+            "original-image frame; write them in the picture's size."
+        )

@@ -1,0 +1,74 @@
+"""The sanity check: the same maps while the weights that they explain are randomised stage by stage."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from tqdm import tqdm
+
+from mapstack.metrics.sanity import cascade
+from mapstack.metrics.similarity import mean_off_diagonal, pearson, similarity_matrix, spearman
+from train_like.evaluation.cases import Case
+from train_like.evaluation.journal import Journal
+from train_like.evaluation.maps import MapMaker, TextMaps
+from train_like.evaluation.scores import map_ssim, pointing
+from train_like.evaluation.settings import Route, Setting, Sign, family
+from train_like.evaluation.texts import Texts
+
+TRAINED = "trained"
+STAGE = "cascade"
+
+_ClassMaps = Mapping[Setting, Float[Tensor, "n_labels height width"]]
+
+
+def run_cascade(
+    maker: MapMaker, texts: Texts, cases: Sequence[Case], journal: Journal, bar: "tqdm[Any]", n_stages: int
+) -> None:
+    """Score the maps of some pictures under each step of the cascade; what the journal holds is not done again."""
+    done = journal.stage(STAGE)
+    if len(done) == n_stages:
+        return
+    trained = {case.key: _class_maps(maker, texts, case) for case in cases}
+    steps = [(TRAINED, maker.model), *cascade(maker.model, maker.seed)]
+    for name, model in steps:
+        if name not in done:
+            randomised = MapMaker(model, maker.methods, maker.seed)
+            journal.add(STAGE, name, {case.key: _compare(randomised, texts, case, trained[case.key]) for case in cases})
+        bar.update()
+
+
+def _class_maps(maker: MapMaker, texts: Texts, case: Case) -> _ClassMaps:
+    """Return the maps of the class ensembles by each method, signed and absolute."""
+    wanted = {key: value for key, value in texts.of(case, texts.labels).items() if key.form == "ensemble"}
+    maps: dict[Setting, Tensor] = {}
+    for method in maker.methods:
+        conventional = maker.direct(method, case, wanted)
+        ways: list[tuple[Route, Sign, TextMaps]] = [
+            ("conventional", "signed", conventional),
+            ("conventional", "absolute", conventional),
+        ]
+        if family(method) in ("gradient", "occlusion"):
+            ways.append(("stack_normalised", "absolute", maker.projected_absolute(maker.stack(method, case), wanted)))
+        for route, sign, made in ways:
+            setting = Setting(method, route, sign)
+            maps[setting] = torch.stack([made.setting_map(setting, label, texts) for label in texts.labels])
+    return maps
+
+
+def _compare(maker: MapMaker, texts: Texts, case: Case, trained: _ClassMaps) -> dict[str, dict[str, float]]:
+    """Compare the map of the first finding with that of the trained model, and the maps of all classes."""
+    region = next(region for region in case.regions if region.label in texts.labels)
+    row = texts.labels.index(region.label)
+    scores: dict[str, dict[str, float]] = {}
+    for setting, maps in _class_maps(maker, texts, case).items():
+        before, now = trained[setting][row], maps[row]
+        scores[setting.key] = {
+            "pearson": pearson(before, now),
+            "spearman": spearman(before, now),
+            "ssim": map_ssim(before, now),
+            "between_texts": mean_off_diagonal(similarity_matrix(maps)),
+            "hit": pointing(case.on_picture(now), region)["hit"],
+        }
+    return scores
