@@ -336,6 +336,7 @@ class EvaluateConfig:
         n_matrix: Test pictures on which every route, sign and text form is scored.
         n_axes: Test pictures on which what costs most is done: the axes stacks of path methods, repetitions, weight
             randomisation.
+        device: Where the model runs: "auto" is the GPU where there is one.
         output: Folder of the report.
         overwrite: Discard an evaluation of another configuration.
         seed: As in `Config`.
@@ -352,6 +353,7 @@ class EvaluateConfig:
     n_validation: int = 60
     n_matrix: int = 20
     n_axes: int = 4
+    device: str = "auto"
     output: str = "out/evaluate"
     overwrite: bool = False
     seed: int = 0

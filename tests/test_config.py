@@ -7,7 +7,16 @@ from typing import Any
 import pytest
 
 from mapstack import config as configuration
-from mapstack.config import Config, FiguresConfig, FitConfig, ShardsConfig, WeightsConfig, load_config, make_method_from
+from mapstack.config import (
+    Config,
+    EvaluateConfig,
+    FiguresConfig,
+    FitConfig,
+    ShardsConfig,
+    WeightsConfig,
+    load_config,
+    make_method_from,
+)
 from mapstack.errors import ConfigError
 from mapstack.methods import CaptumMethod, Gradient, GradientShap, IntegratedGradients, Occlusion, Saliency
 
@@ -20,6 +29,7 @@ SCHEMAS: dict[str, type] = {
     "phantom_shards": ShardsConfig,
     "random_weights": WeightsConfig,
     "phantom_fit": FitConfig,
+    "evaluate": EvaluateConfig,
 }
 
 
@@ -33,7 +43,7 @@ def load(tmp_path: Path) -> Any:
     return load_text
 
 
-@pytest.mark.parametrize("schema", [Config, FiguresConfig, ShardsConfig, WeightsConfig, FitConfig])
+@pytest.mark.parametrize("schema", [Config, FiguresConfig, ShardsConfig, WeightsConfig, FitConfig, EvaluateConfig])
 def test_an_empty_file_gives_the_defaults(load: Any, schema: type) -> None:
     assert load("", schema=schema) == schema()
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from tqdm import tqdm
 
 from mapstack import __version__
@@ -69,7 +70,7 @@ class _Run:
 
     def __init__(self, config: EvaluateConfig) -> None:
         self._config = config
-        model = load_model(config.model.name, config.model.checkpoint)
+        model = load_model(config.model.name, config.model.checkpoint).to(_device(config.device))
         self.maker = MapMaker(model, method_names(config.candidates), config.seed)
         self.texts = Texts(load_prompt_set(_required(config.prompts.file)), config.prompts.against)
         truth = read_ground_truth(config.ground_truth)
@@ -137,6 +138,10 @@ class _Run:
 
 def _bar(stage: str, total: int, unit: str) -> "tqdm[Any]":
     return tqdm(total=total, desc=stage, unit=unit, file=sys.stderr, dynamic_ncols=True)
+
+
+def _device(name: str) -> str:
+    return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
 
 
 def _required(file: str | None) -> str:

@@ -1,6 +1,9 @@
 """`fit`: the demo model, MedCLIP's architecture trained on phantoms with MedCLIP's semantic matching loss."""
 
 import copy
+import dataclasses
+import hashlib
+import json
 import logging
 import math
 import sys
@@ -14,6 +17,7 @@ import lightning
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
+from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
@@ -44,7 +48,8 @@ NOTE = "trained on phantoms: it knows no patients"
 _TEST_SEEDS = 10_000_000  # far from any training seed
 _START_WEIGHT = 4.0
 # Shares of the steps: until the first pictures are left as they are, from the second on all alterations come.
-_PLAIN, _ALTERED = 0.25, 0.6
+_PLAIN, _ALTERED = 0.15, 0.5
+_KEEP_EVERY = 500  # steps
 _RARE = -3.0  # [logit]: a cell seldom holds a finding
 
 
@@ -77,7 +82,7 @@ class PhantomFit(lightning.LightningModule):
 
     MedCLIP starts from towers that were trained on millions of pictures and sentences; from nothing its loss stands
     still for hundreds of steps, since the embeddings of all pictures are alike. Here a second loss starts the image
-    tower: each cell of its last layer tells which findings lie there. Its weight falls to zero after two thirds of the
+    tower: each cell of each stage tells which findings lie there. Its weight falls to zero after two thirds of the
     steps, and what reads the cells is thrown away.
 
     Args:
@@ -96,9 +101,10 @@ class PhantomFit(lightning.LightningModule):
         self.model = model
         self._average = copy.deepcopy(model).requires_grad_(False)
         swin = model.vision_model.model.config
-        self.n_cells = math.ceil(swin.image_size / swin.patch_size / 2 ** (len(swin.depths) - 1))
-        self._read_cells = nn.Linear(swin.hidden_size, len(LABELS) - 1)
-        nn.init.constant_(self._read_cells.bias, _RARE)
+        # What transformers gives of a stage is already merged into the cells of the next.
+        widths = [swin.embed_dim * 2**stage for stage in range(1, len(swin.depths))]
+        self.n_cells = math.ceil(swin.image_size / swin.patch_size / 2)
+        self._readers = nn.ModuleList(_reader(width) for width in [*widths, swin.hidden_size])
         self._tokenizer = tokenizer
         self._config = config
 
@@ -110,15 +116,16 @@ class PhantomFit(lightning.LightningModule):
         """Return the loss of a batch."""
         tower = self.model.vision_model
         pixel_values = torch.stack([pair.pixel_values for pair in pairs]).to(self.device)
-        layer = tower.model(pixel_values.expand(-1, 3, -1, -1))
+        found = tower.model(pixel_values.expand(-1, 3, -1, -1), output_hidden_states=True)
         logits = self.model.logit_scale.clamp(0, 4.6052).exp() * (
-            normalised(tower.projection_head(layer["pooler_output"])) @ self._embed(sentences := _different(pairs)).T
+            normalised(tower.projection_head(found["pooler_output"])) @ self._embed(sentences := _different(pairs)).T
         )
         said = torch.stack([next(pair.said for pair in pairs if pair.sentence == each) for each in sentences])
         seen = torch.stack([pair.seen for pair in pairs])
         loss = semantic_matching_loss(logits, seen.to(self.device), said.to(self.device))
         self.log("loss", loss)
-        return loss + self._start_weight() * self._start_loss(layer["last_hidden_state"], pairs)
+        stages = [*found["hidden_states"][1:-1], found["last_hidden_state"]]
+        return loss + self._start_weight() * self._start_loss(stages, pairs)
 
     def _embed(self, sentences: list[str]) -> Float[Tensor, "texts embed_dim"]:
         """Embed sentences as inference does, each without padding: upstream's mean would run over the padding."""
@@ -131,10 +138,16 @@ class PhantomFit(lightning.LightningModule):
         pooled = (mean_layer * is_token).sum(dim=1) / is_token.sum(dim=1)
         return normalised(tower.projection_head(pooled))
 
-    def _start_loss(self, layer: Float[Tensor, "pictures cells width"], pairs: list[Pair]) -> Tensor:
-        truth = torch.stack([pair.cells.flatten(1).T for pair in pairs]).to(self.device)
-        each = F.binary_cross_entropy_with_logits(self._read_cells(layer), truth, reduction="none")
-        return each.sum(dim=2).mean()
+    def _start_loss(self, stages: list[Float[Tensor, "pictures _ _"]], pairs: list[Pair]) -> Tensor:
+        shares = torch.stack([pair.cells for pair in pairs]).to(self.device)
+        total = torch.zeros((), device=self.device)
+        for stage, read in zip(stages, self._readers, strict=True):
+            side = math.isqrt(stage.shape[1])
+            # A thin catheter fills little of a cell, the less the larger the cell is.
+            truth = (F.adaptive_avg_pool2d(shares, side) * (4 * self.n_cells / side)).clamp(max=1).flatten(2).mT
+            each = F.binary_cross_entropy_with_logits(read(stage), truth, reduction="none")
+            total = total + each.sum(dim=2).mean()
+        return total
 
     def _start_weight(self) -> float:
         return _START_WEIGHT * max(0.0, 1 - 1.5 * self.global_step / self._config.n_steps)
@@ -220,21 +233,38 @@ def _train(module: PhantomFit, pairs: PhantomPairs, config: FitConfig) -> None:
     loader = DataLoader(
         pairs, batch_size=config.batch_size, sampler=PatientOrder(len(pairs)), drop_last=True, collate_fn=list
     )
+    path = _resume_path(config)
+    keep = ModelCheckpoint(path.parent, path.stem, every_n_train_steps=_KEEP_EVERY, enable_version_counter=False)
     pairs.strength = 0.0  # the loader fetches the first batch before any hook runs
     trainer = lightning.Trainer(
         accelerator="auto",
         devices=1,
         max_steps=config.n_steps,
         logger=False,
-        enable_checkpointing=False,
         enable_model_summary=False,
-        callbacks=[FitProgress()],
+        callbacks=[FitProgress(), keep],
         gradient_clip_val=1.0,
     )
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The 'train_dataloader' does not have many workers")
         warnings.filterwarnings("ignore", message=".*is deprecated, use `isinstance")
-        trainer.fit(module, loader)
+        warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
+        # The order of the pictures is drawn anew on the way.
+        warnings.filterwarnings("ignore", message="You're resuming from a checkpoint that ended before the epoch")
+        trainer.fit(module, loader, ckpt_path=path if path.exists() else None)
+    path.unlink(missing_ok=True)
+
+
+def _resume_path(config: FitConfig) -> Path:
+    """Return where a fit of this configuration keeps what it needs to go on after a stop."""
+    digest = hashlib.sha256(json.dumps(dataclasses.asdict(config), sort_keys=True).encode()).hexdigest()
+    return Path(config.cache) / f"fit-{digest[:12]}.ckpt"
+
+
+def _reader(width: int) -> nn.Module:
+    linear = nn.Linear(width, len(LABELS) - 1)
+    nn.init.constant_(linear.bias, _RARE)
+    return nn.Sequential(nn.LayerNorm(width), linear)
 
 
 def _different(pairs: list[Pair]) -> list[str]:

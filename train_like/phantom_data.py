@@ -25,7 +25,6 @@ _MAX_FINDINGS = 2
 _FILMS = 20  # a purpose of random numbers that `phantom` does not use
 _HIDDEN_SHARE = 0.6  # of a finding's mask: beyond it, nobody could tell that it is there
 _COVERED_SHARE, _EXPOSED_SHARE = 0.6, 0.6  # of the pictures
-_FULL_SHARE = 1 / 8  # of a cell: a finding that fills so much of it is wholly there; a catheter is thin
 
 N_FILMS = 4
 """Films of a patient: without a finding, and with three sets of findings."""
@@ -129,8 +128,7 @@ class Pair:
         seen: Which labels it shows, by `LABELS`.
         sentence: A text about one of them.
         said: Which labels the text names.
-        cells: How much of each finding is seen in each cell of a grid over the picture [0, 1], by `LABELS` without
-            the last.
+        cells: How much of each cell of a grid over the picture shows each finding [0, 1], by `LABELS` without the last.
     """
 
     pixel_values: Float[Tensor, "1 height width"]
@@ -201,8 +199,7 @@ class PhantomPairs(Dataset[Pair]):
                 yield int(label), sentence, np.unpackbits(packed).reshape(_SIZE, _SIZE).astype(bool)
 
     def _cells(self, seen: NDArray[np.bool_]) -> Float[Tensor, "rows columns"]:
-        share = F.avg_pool2d(torch.from_numpy(seen)[None].float(), _SIZE // self._n_cells)[0]
-        return (share / _FULL_SHARE).clamp(max=1)
+        return F.adaptive_avg_pool2d(torch.from_numpy(seen)[None].float(), self._n_cells)[0]
 
     def _say(self, found: Sequence[tuple[int, str]], numbers: np.random.Generator) -> tuple[str, Tensor]:
         if not found:

@@ -64,7 +64,14 @@ class FitProgress(ProgressBar):
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Show the bar."""
-        self._bar = tqdm(total=trainer.max_steps, desc="fit", unit="step", file=sys.stderr, dynamic_ncols=True)
+        self._bar = tqdm(
+            total=trainer.max_steps,
+            initial=trainer.global_step,
+            desc="fit",
+            unit="step",
+            file=sys.stderr,
+            dynamic_ncols=True,
+        )
 
     def on_train_batch_end(self, trainer: lightning.Trainer, *_: Any, **__: Any) -> None:
         """Advance by one step."""

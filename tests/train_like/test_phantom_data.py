@@ -1,6 +1,7 @@
 import multiprocessing
 import multiprocessing.dummy
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -10,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from mapstack.images import MEDCLIP
-from mapstack.phantom import LABELS, NO_FINDING, phantom
+from mapstack.phantom import LABELS, NO_FINDING, Phantom, phantom
 from mapstack.prompts import PromptSet, load_prompt_set
 from train_like import phantom_data
 from train_like.phantom_data import (
@@ -160,6 +161,27 @@ def test_phantoms_are_drawn_once(phantoms: PhantomArrays, cache: Path, monkeypat
 
 
 @pytest.mark.usefixtures("in_threads")
+@pytest.mark.parametrize(("draw", "n_films"), [(draw_phantoms, 1), (draw_patients, N_FILMS)])
+def test_what_was_drawn_by_other_code_is_drawn_again(
+    draw: Callable[..., PhantomArrays], n_films: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def draw_earlier(seed: int, **options: Any) -> Phantom:
+        film = phantom(seed, **options)
+        return replace(film, pixels=film.pixels // 2)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(phantom_data, "phantom", draw_earlier)
+        earlier = draw(1, first_seed=3, cache=tmp_path)
+    drawn = draw(1, first_seed=3, cache=tmp_path)
+    assert len(drawn) == n_films
+    assert np.array_equal(earlier.pixels, drawn.pixels // 2)
+    assert (drawn.pixels.max(axis=(1, 2)) > 128).all()
+    written = [path.stat().st_mtime_ns for path in tmp_path.iterdir()]
+    draw(1, first_seed=3, cache=tmp_path)
+    assert [path.stat().st_mtime_ns for path in tmp_path.iterdir()] == written  # once is enough
+
+
+@pytest.mark.usefixtures("in_threads")
 def test_what_an_interrupted_drawing_left_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fill_the_disk(path: Path, **_: Any) -> NoReturn:
         path.write_bytes(b"PK")
@@ -243,6 +265,17 @@ def test_what_counts_as_hidden_is_what_was_covered_and_the_rest_keeps_its_place(
     assert 15 <= len(slopes) < 35
     assert 15 <= len(covers) < 35
     assert all(12 * 12 <= cover.sum() <= 4 * 80 * 80 for cover in covers)
+
+
+def test_covers_reach_the_edges_of_the_picture_no_more_often_than_other_lines() -> None:
+    numbers, n_times = np.random.default_rng(0), np.zeros(4)
+    for _ in range(400):
+        visible = np.ones((SIDE, SIDE), bool)
+        phantom_data._cover(np.zeros((SIDE, SIDE), np.float32), visible, numbers)
+        n_times += [not edge.all() for edge in (visible[0], visible[-1], visible[:, 0], visible[:, -1])]
+    # A thousand patches, each at one of about 180 places along a side: 5.7 at each end.
+    assert (n_times > 0).all()
+    assert (n_times < 20).all()
 
 
 def test_strength_is_how_often_pictures_are_altered(prompt_set: PromptSet) -> None:

@@ -13,7 +13,7 @@ from torchvision.transforms.functional import gaussian_blur
 from mapstack.errors import ConfigError
 from mapstack.explainer import Explainer
 from mapstack.images import Inputs, collate
-from mapstack.methods import Method
+from mapstack.methods import Method, Occlusion
 from mapstack.models import EmbeddingModel
 from mapstack.readouts import DirectionReadout
 from mapstack.stack import OcclusionStack, Projectable, Stack
@@ -78,6 +78,11 @@ class MapMaker:
     def inputs(self, case: Case) -> Inputs:
         """Return a picture as a batch of one, on the model's device."""
         return self._explainer(next(iter(self.methods)), normalize=True).cast(collate([case.prepared]))
+
+    def serves_both(self, method: str) -> bool:
+        """Say whether one stack, cheap along the axes, gives the maps of the raw and of the normalised embedding."""
+        made = self.methods[method]
+        return made.one_stack_serves_both or isinstance(made, Occlusion)
 
     def directions(self, texts: Mapping[TextKey, tuple[str, ...]]) -> Float[Tensor, "n_texts embed_dim"]:
         """Return `tau * T_p` of each text: the mean over its sentences."""

@@ -14,7 +14,7 @@ from train_like.evaluation.cases import Case
 from train_like.evaluation.journal import Journal
 from train_like.evaluation.maps import MapMaker, TextMaps
 from train_like.evaluation.scores import map_ssim, pointing
-from train_like.evaluation.settings import Route, Setting, Sign, family
+from train_like.evaluation.settings import Route, Setting, Sign
 from train_like.evaluation.texts import Texts
 
 TRAINED = "trained"
@@ -49,7 +49,7 @@ def _class_maps(maker: MapMaker, texts: Texts, case: Case) -> _ClassMaps:
             ("conventional", "signed", conventional),
             ("conventional", "absolute", conventional),
         ]
-        if family(method) in ("gradient", "occlusion"):
+        if maker.serves_both(method):
             ways.append(("stack_normalised", "absolute", maker.projected_absolute(maker.stack(method, case), wanted)))
         for route, sign, made in ways:
             setting = Setting(method, route, sign)

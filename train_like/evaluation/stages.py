@@ -106,7 +106,7 @@ class Stages:
         for method in methods:
             conventional = self._maker.direct(method, case, texts)
             found[method, "conventional", "signed"] = found[method, "conventional", "absolute"] = conventional
-            if family(method) in ("gradient", "occlusion"):
+            if self._maker.serves_both(method):
                 made = self._from_one_stack(method, case, texts)
                 agreements[method] = agreement(conventional, made[method, "stack_normalised", "signed"])
                 found |= made
@@ -126,7 +126,7 @@ class Stages:
         found: dict[tuple[str, Route, Sign], TextMaps] = {}
         agreements: dict[str, float] = {}
         for method in methods:
-            if family(method) not in ("gradient", "occlusion"):
+            if not self._maker.serves_both(method):
                 stack = self._maker.stack(method, case)
                 conventional = self._maker.direct(method, case, texts)
                 agreements[method] = agreement(conventional, self._maker.projected(stack, texts))

@@ -1,0 +1,317 @@
+"""`evaluate` as a command, on a model that has learned nothing."""
+
+import contextlib
+import io
+import json
+import math
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from mapstack.config import DataConfig
+from mapstack.explainer import Explainer
+from mapstack.images import MEDCLIP
+from mapstack.methods import make_method
+from mapstack.metrics.chexlocalize import MIMIC_LABELS, hit, read_masks, true_positive_iou
+from mapstack.metrics.rle import decode_mask
+from mapstack.metrics.sanity import stage_names
+from mapstack.models import EmbeddingModel
+from mapstack.phantom import phantom
+from mapstack.prompts import TextGroup
+from mapstack.store.lines import decode_line
+from tests.train_like.conftest import save_checkpoint
+from tests.train_like.jobs import encode_png
+from train_like import evaluate as command
+from train_like.cli import main
+from train_like.evaluation.cases import Cases
+from train_like.evaluation.settings import Setting
+from train_like.tarshards import Sample, write_shards
+
+VALIDATION = (["Cardiomegaly"], ["Pleural Effusion"], ["Cardiomegaly", "Pleural Effusion"])
+TEST = (["Cardiomegaly"], [], ["Cardiomegaly", "Pleural Effusion"], ["Pleural Effusion"])
+SENTENCES = {"No Finding": ["The lungs are clear.", "Normal heart."], "Cardiomegaly": ["Large heart.", "Wide heart."]}
+SENTENCES["Pleural Effusion"] = ["Left effusion.", "Pleural effusion on the right."]
+SHAP, OCCLUSION = "gradient_shap", "occlusion"
+CONFIG = """
+model: {{name: medclip-vit, checkpoint: {checkpoint}}}
+validation: {{shards: "{folder}/validation-*.tar"}}
+data: {{shards: "{folder}/test-*.tar"}}
+prompts: {{file: {folder}/prompts.yaml, against: No Finding}}
+candidates:
+  - {{name: gradient}}
+  - {{name: occlusion, sliding_window_shapes: 112, strides: 112}}
+  - {{name: gradient_shap, n_samples: 1}}
+n: 3
+n_validation: 3
+n_matrix: 1
+n_axes: 1
+output: {folder}/out
+"""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A configuration, and what a run of it left."""
+
+    config: Path
+    folder: Path
+    code: int
+    line: dict[str, Any]
+
+    @property
+    def output(self) -> Path:
+        return self.folder / "out"
+
+    def metrics(self) -> dict[str, Any]:
+        text = (self.output / "metrics.json").read_text(encoding="utf-8")
+        return json.loads(text, parse_constant=refuse_constant)
+
+    def best(self) -> dict[str, Any]:
+        localisation = self.metrics()["localisation"]
+        return next(each for each in localisation["settings"] if each["setting"] == localisation["best"])
+
+    def in_full(self) -> set[str]:
+        return {each["setting"] for each in self.metrics()["localisation"]["settings"]}
+
+
+def refuse_constant(name: str) -> NoReturn:
+    raise AssertionError(f"{name} is no JSON")
+
+
+def phantoms(contents: tuple[list[str], ...], seed: int) -> Iterator[Sample]:
+    for number, labels in enumerate(contents):
+        film = phantom(seed + number, size=224, labels=labels)
+        findings = [{"label": each.label, "prompt": each.prompt, "box": list(each.box)} for each in film.findings]
+        masks = {each.label: each.mask for each in film.findings}
+        info = {"labels": list(film.labels), "findings": findings}
+        yield Sample(f"film-{number}", encode_png(film.pixels), "png", info, masks)
+
+
+def evaluate(config: Path, *overrides: object) -> tuple[int, dict[str, Any]]:
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        code = main(["evaluate", str(config), *map(str, overrides)])
+    return code, json.loads(out.getvalue().splitlines()[-1])
+
+
+@pytest.fixture(scope="module")
+def first(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    folder = tmp_path_factory.mktemp("evaluate")
+    write_shards(phantoms(VALIDATION, seed=50), folder, "validation", 2)
+    write_shards(phantoms(TEST, seed=70), folder, "test", 2)
+    classes = [{"label": label, "prompts": prompts} for label, prompts in SENTENCES.items()]
+    (folder / "prompts.yaml").write_text(json.dumps({"classes": classes}), encoding="utf-8")
+    checkpoint = save_checkpoint(folder / "checkpoint", seed=0)
+    config = folder / "evaluate.yaml"
+    config.write_text(CONFIG.format(checkpoint=checkpoint, folder=folder), encoding="utf-8")
+    return Run(config, folder, *evaluate(config))
+
+
+@pytest.fixture
+def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Draw nothing: drawing takes longer than scoring."""
+    monkeypatch.setattr(command, "draw_charts", lambda *_: None)
+    monkeypatch.setattr(command, "draw_gallery", lambda *_: [])
+    monkeypatch.setattr(command, "draw_paper_figures", lambda *_: None)
+
+
+@pytest.fixture
+def copy(first: Run, tmp_path: Path) -> Path:
+    """The scores of the first run, in another output."""
+    (tmp_path / "out").mkdir()
+    shutil.copy(first.output / "scores.jsonl", tmp_path / "out")
+    return tmp_path / "out" / "scores.jsonl"
+
+
+def scored(journal: Path) -> list[tuple[str, str]]:
+    lines = [decode_line(line) for line in journal.read_bytes().splitlines(keepends=True)]
+    return [(line["stage"], line["key"]) for line in lines[1:] if line is not None]
+
+
+def test_it_ends_well_and_says_what_is_best(first: Run) -> None:
+    assert first.code == 0
+    seconds = first.line.pop("seconds")
+    best = first.metrics()["localisation"]["best"]
+    assert first.line == {
+        "command": "evaluate",
+        "status": "done",
+        "output": str(first.output),
+        "pictures": 3,
+        "best": best,
+    }
+    assert seconds == first.metrics()["seconds"] > 0
+    assert best in first.in_full()
+
+
+def test_metrics_are_finite_and_complete(first: Run, job_model: EmbeddingModel) -> None:
+    metrics = first.metrics()
+    counts = {"validation": 3, "validation_with_regions": 3, "test": 3, "matrix": 1, "axes": 1}
+    assert metrics["about"]["pictures"] == counts
+    assert metrics["about"]["zero_shot"]["n"] == 3
+    assert list(metrics["about"]["candidates"]) == ["gradient", OCCLUSION, SHAP]
+    settings = metrics["localisation"]["settings"]
+    references = ["random", "centre prior", "Sobel edges", "mean mask of the label"]
+    assert [each["setting"] for each in settings if each["is_reference"]] == references
+    chosen = [(each["method"], each["sign"]) for each in settings if not each["is_reference"]]
+    assert chosen == [(method, sign) for method in ("gradient", OCCLUSION, SHAP) for sign in ("signed", "absolute")]
+    for each in settings:
+        assert each["by_finding"].keys() == {"Cardiomegaly", "Pleural Effusion"}
+        for metric in ("hit", "pointing", "mass", "rank"):
+            assert 0 <= each[metric]["low"] <= each[metric]["mean"] <= each[metric]["high"] <= 1
+            assert each[metric]["n"] == 2  # one of the three has no finding
+    assert len(metrics["localisation"]["every_setting"]) == 3 * 2 * 3 * 2
+    assert len(metrics["localisation"]["against_references"]) == 6 * 4
+    gradient_and_occlusion = {
+        Setting(method, route, sign).key
+        for method in ("gradient", OCCLUSION)
+        for route in ("conventional", "stack_normalised", "stack_raw")
+        for sign in ("signed", "absolute")
+    }
+    path = {Setting(SHAP, route).key for route in ("conventional", "stack_normalised", "stack_raw")}
+    path |= {Setting(SHAP, route, "absolute").key for route in ("conventional", "stack_normalised")}
+    assert metrics["routes"].keys() == metrics["matrices"].keys() == gradient_and_occlusion | path
+    assert {method: each["n"] for method, each in metrics["agreement"].items()} == dict.fromkeys(
+        ("gradient", OCCLUSION, SHAP), 1
+    )
+    assert max(each["largest"] for each in metrics["agreement"].values()) < 1e-3
+    assert metrics["stability"].keys() == {"gradient", OCCLUSION, SHAP}
+    assert metrics["cascade"]["stages"] == ["trained", *stage_names(job_model)]
+    for way in metrics["cascade"]["ways"].values():
+        assert way["pearson"][0]["mean"] == pytest.approx(1)
+        assert all(len(points) == len(metrics["cascade"]["stages"]) for points in way.values())
+    assert {(each["method"], each["route"], each["sign"]) for each in metrics["claims"]} == {
+        (way.method, way.route, way.sign)
+        for way in map(Setting.parse, gradient_and_occlusion | path)
+        if way.route != "conventional"
+    }
+
+
+def test_a_hit_is_that_of_the_map_that_a_user_would_make(first: Run, job_model: EmbeddingModel) -> None:
+    groups = [TextGroup(label, tuple(SENTENCES[label])) for label in ("Cardiomegaly", "Pleural Effusion")]
+    explainer = Explainer(job_model, make_method("gradient"))
+    lines = [decode_line(line) for line in (first.output / "scores.jsonl").read_bytes().splitlines(keepends=True)]
+    scores = {line["key"]: line["scores"] for line in lines if line is not None and line.get("stage") == "localise"}
+    cases = Cases(DataConfig(shards=f"{first.folder}/test-*.tar"), MEDCLIP, None, 3)
+    n_compared = 0
+    for case in cases:
+        (found,) = explainer.explain_conventionally([case.prepared], groups)
+        for region in case.regions:
+            expected = hit(found.maps[found.names.index(region.label)], region.mask)
+            setting = Setting("gradient", "conventional")
+            assert scores[case.key]["settings"][setting.key][region.label]["hit"] == expected
+            n_compared += 1
+    assert n_compared == 3
+
+
+def test_the_report_names_every_setting_and_its_pictures_are_there(first: Run) -> None:
+    report = (first.output / "report.md").read_text(encoding="utf-8")
+    for setting in first.in_full():
+        assert f"| {setting} |" in report
+    for each in first.metrics()["localisation"]["every_setting"]:
+        assert f"| {each['setting']} |" in report
+    linked = {line.split("](")[1].removesuffix(")") for line in report.splitlines() if line.startswith("![")}
+    drawn = {str(path.relative_to(first.output)) for path in first.output.rglob("*.png")}
+    assert len(linked) == 6 + 3  # charts, and the findings of three test pictures
+    paper = {f"figures/film-{number}.figure-{figure}.png" for number in (0, 1) for figure in (1, 2)}
+    assert drawn == linked | paper
+    for name in drawn:
+        with Image.open(first.output / name) as picture:
+            assert picture.format == "PNG"
+            assert np.asarray(picture.convert("L")).std() > 1  # not blank
+
+
+def test_the_files_of_chexlocalize_score_what_the_metrics_say(first: Run) -> None:
+    truth = read_masks(first.output / "chexlocalize" / "gt_segmentations.json")
+    predicted = read_masks(first.output / "chexlocalize" / "pred_segmentations.json")
+    assert truth.keys() == predicted.keys() == {"film-0", "film-2"}
+    best = first.best()
+    means = []
+    for label, threshold in best["thresholds"].items():
+        assert 0.2 <= threshold <= 0.8
+        name = next(name for name, of_mimic in MIMIC_LABELS.items() if of_mimic == label)
+        overlaps = [
+            true_positive_iou(decode_mask(predicted[key][name]), decode_mask(truth[key][name])) for key in truth
+        ]
+        means.append(float(torch.tensor(overlaps, dtype=torch.float64).nanmean()))
+        assert best["by_finding"][label]["iou"]["mean"] == pytest.approx(means[-1], abs=1e-5)
+    assert len(means) == 2
+    assert best["iou"]["mean"] == pytest.approx(math.fsum(means) / 2, abs=1e-5)
+    for number, labels in ((0, TEST[0]), (2, TEST[2])):
+        film = phantom(70 + number, size=224, labels=labels)
+        for finding in film.findings:
+            assert np.array_equal(decode_mask(truth[f"film-{number}"][finding.label]).numpy(), finding.mask)
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_a_larger_evaluation_adds_the_new_pictures_only(first: Run, copy: Path) -> None:
+    before = copy.read_bytes()
+    code, line = evaluate(first.config, f"output={copy.parent}", "n=4")
+    assert (code, line["pictures"]) == (0, 4)
+    assert copy.read_bytes().startswith(before)
+    assert scored(copy)[len(scored(first.output / "scores.jsonl")) :] == [("localise", "film-3")]
+    metrics = Run(first.config, copy.parents[1], code, line).metrics()
+    assert metrics["localisation"]["settings"][0]["hit"]["n"] == 3
+    assert evaluate(first.config, f"output={copy.parent}", "n=4")[0] == 0
+    assert len(scored(copy)) == len(scored(first.output / "scores.jsonl")) + 1
+
+
+@pytest.mark.usefixtures("no_pictures")
+@pytest.mark.parametrize("share", [0.3, 0.999])
+def test_a_stopped_evaluation_goes_on_to_the_same_end(first: Run, copy: Path, share: float) -> None:
+    whole = copy.read_bytes()
+    copy.write_bytes(whole[: int(share * len(whole))])
+    n_left = len(scored(copy))
+    assert evaluate(first.config, f"output={copy.parent}")[0] == 0
+    assert n_left < len(scored(copy)) == len(scored(first.output / "scores.jsonl"))
+    assert copy.read_bytes() == whole
+
+
+@pytest.mark.parametrize(
+    ("override", "name"),
+    [("seed=1", "seed"), ("n_validation=2", "n_validation"), ("smoothing_px=[0,2]", "smoothing_px")],
+)
+def test_scores_of_another_configuration_are_not_continued(first: Run, override: str, name: str) -> None:
+    before = {path: path.read_bytes() for path in first.output.rglob("*") if path.is_file()}
+    code, line = evaluate(first.config, override)
+    assert (code, line["status"]) == (3, "wrong_store")
+    assert f"was made with another {name}; " in line["error"]
+    assert {path: path.read_bytes() for path in first.output.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sentence"),
+    [
+        (["prompts.against=null"], "prompts.against is not set; contrasts need the text of a normal picture; set it"),
+        (["prompts.file=null"], "prompts.file is not set; the evaluation needs classes and their prompts"),
+        (["n_axes=2"], "3 candidates, n_matrix 1 and n_axes 2 make no evaluation; there is at least one candidate"),
+        (["smoothing_px=[]"], "smoothing_px is []; it lists standard deviations of at least 0 px; write [0]."),
+        (["candidates=[{name: saliency}]"], "candidate 'saliency' is not linear; candidates are signed and linear"),
+        (["candidates=[{name: gradiant}]"], "Did you mean 'gradient'?"),
+        (["n_validatoin=1"], "n_validation"),
+    ],
+)
+def test_wrong_use_is_said_in_one_line_before_anything_is_written(
+    first: Run, tmp_path: Path, overrides: list[str], sentence: str
+) -> None:
+    code, line = evaluate(first.config, f"output={tmp_path}/new", *overrides)
+    assert (code, line["status"]) == (2, "wrong_use")
+    assert sentence in line["error"]
+    assert not (tmp_path / "new").exists()
+
+
+def write_healthy(folder: Path) -> None:
+    write_shards(phantoms(([], []), seed=90), folder, "healthy", 2)
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_a_validation_split_without_findings_is_refused(first: Run, tmp_path: Path) -> None:
+    write_healthy(tmp_path)
+    code, line = evaluate(first.config, f"output={tmp_path}/new", f"validation.shards={tmp_path}/healthy-*.tar")
+    assert code == 2
+    assert "none of 2 validation pictures has a region of a class of the prompt set" in line["error"]
