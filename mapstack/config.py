@@ -337,6 +337,7 @@ class EvaluateConfig:
         n_axes: Test pictures on which what costs most is done: the axes stacks of path methods, repetitions, weight
             randomisation.
         device: Where the model runs: "auto" is the GPU where there is one.
+        workers: Processes that score pictures; None takes one a core, and none beside a GPU. 0 scores in this one.
         output: Folder of the report.
         overwrite: Discard an evaluation of another configuration.
         seed: As in `Config`.
@@ -354,6 +355,7 @@ class EvaluateConfig:
     n_matrix: int = 20
     n_axes: int = 4
     device: str = "auto"
+    workers: int | None = None
     output: str = "out/evaluate"
     overwrite: bool = False
     seed: int = 0
@@ -362,6 +364,7 @@ class EvaluateConfig:
         self.candidates = [make_method_from(block) for block in self.candidates]
         for key in ("n", "n_validation", "n_matrix", "n_axes"):
             _at_least(key, getattr(self, key), 1)
+        _at_least("workers", self.workers, 0)
         if not self.candidates or self.n_axes > self.n_matrix:
             raise ConfigError(
                 f"{len(self.candidates)} candidates, n_matrix {self.n_matrix} and n_axes {self.n_axes} make no "

@@ -31,6 +31,7 @@ from mapstack.phantom import LABELS
 from mapstack.prompts import PromptSet, load_prompt_set, text_groups
 from mapstack.readouts import TextReadout
 from train_like.errors import DONE
+from train_like.model_card import NOTE, write_card
 from train_like.phantom_data import (
     Pair,
     PatientOrder,
@@ -43,8 +44,6 @@ from train_like.progress import FitProgress
 from train_like.result import Result
 from train_like.vocabulary import build_vocabulary
 
-NOTE = "trained on phantoms: it knows no patients"
-
 _TEST_SEEDS = 10_000_000  # far from any training seed
 _START_WEIGHT = 4.0
 # Shares of the steps: until the first pictures are left as they are, from the second on all alterations come.
@@ -55,7 +54,6 @@ _RARE = -3.0  # [logit]: a cell seldom holds a finding
 
 def fit(config: FitConfig) -> Result:
     """Train the demo model, write its checkpoint, and tell its accuracy on phantoms of other seeds."""
-    started = time.perf_counter()
     lightning.seed_everything(config.seed, verbose=False)
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     prompt_set = load_prompt_set(config.prompts)
@@ -68,10 +66,12 @@ def fit(config: FitConfig) -> Result:
     _train(module, PhantomPairs(train, prompt_set, module.n_cells, config.seed), config)
     write_medclip(folder, module.averaged(), sizes=sizes, vocabulary=vocabulary, note=NOTE)
     accuracy = zero_shot_accuracy(folder, test, prompt_set)
+    n_parameters = sum(parameter.numel() for parameter in module.model.parameters())
+    write_card(folder, config, accuracy, n_parameters=n_parameters, seconds=module.seconds)
     summary = {
         "output": config.output,
         "accuracy": {name: round(value, 4) for name, value in accuracy.items()},
-        "seconds": round(time.perf_counter() - started),
+        "seconds": round(module.seconds),
         "bytes": sum(path.stat().st_size for path in folder.iterdir()),
     }
     return Result(DONE, summary)
@@ -90,6 +90,9 @@ class PhantomFit(lightning.LightningModule):
         tokenizer: For the sentences.
         config: Steps and rates.
 
+    Attributes:
+        seconds: Time of the training, that before a stop included.
+
     Source:
         Wang et al., "MedCLIP: contrastive learning from unpaired medical images and text", EMNLP 2022, eq. 4 to 8:
         the targets are the softmax of the similarity of label vectors, the loss their cross-entropy with the softmax
@@ -106,6 +109,8 @@ class PhantomFit(lightning.LightningModule):
         self.n_cells = math.ceil(swin.image_size / swin.patch_size / 2)
         self._readers = nn.ModuleList(_reader(width) for width in [*widths, swin.hidden_size])
         self._tokenizer = tokenizer
+        self.seconds = 0.0
+        self._since = time.perf_counter()
         self._config = config
 
     def transfer_batch_to_device(self, batch: list[Pair], device: torch.device, dataloader_idx: int) -> list[Pair]:
@@ -164,6 +169,22 @@ class PhantomFit(lightning.LightningModule):
         with torch.no_grad():
             for kept, new in zip(self._average.parameters(), self.model.parameters(), strict=True):
                 kept.lerp_(new, 1 - decay)
+
+    def on_train_start(self) -> None:
+        """Start the clock."""
+        self._since = time.perf_counter()
+
+    def on_train_end(self) -> None:
+        """Stop it."""
+        self.seconds += time.perf_counter() - self._since
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the time."""
+        checkpoint["seconds"] = self.seconds + time.perf_counter() - self._since
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Go on with it."""
+        self.seconds = checkpoint.get("seconds", 0.0)
 
     def averaged(self) -> dict[str, Tensor]:
         """Return the averaged weights."""

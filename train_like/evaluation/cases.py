@@ -1,5 +1,6 @@
 """The pictures that are scored: what they show and where, original-image frame."""
 
+import hashlib
 import io
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -93,15 +94,9 @@ class Cases:
     def __iter__(self) -> Iterator[Case]:
         return (self.read(key) for key in self.keys)
 
-    def with_regions(self, n: int) -> list[str]:
-        """Return the keys of the first n pictures on which something can be located."""
-        keys: list[str] = []
-        for case in self:
-            if len(keys) == n:
-                break
-            if case.regions:
-                keys.append(case.key)
-        return keys
+    def sha256(self, key: str) -> str:
+        """Return the digest of a picture's bytes."""
+        return hashlib.sha256(_image_of(self._pictures.read_sample(key))).hexdigest()
 
     def read(self, key: str) -> Case:
         """Read a picture.
@@ -110,7 +105,7 @@ class Cases:
             ShardError: The sample is damaged, or a mask does not fit its picture.
         """
         sample = self._pictures.read_sample(key)
-        picture = decode(next(sample[suffix] for suffix in IMAGE_SUFFIXES if suffix in sample))
+        picture = decode(_image_of(sample))
         info = sample.get("json", {})
         masks = _masks_of(sample, info, picture.size) if self._truth is None else _chexlocalize_masks(self._truth[key])
         sentences = {each.get("label"): each.get("prompt") for each in info.get("findings", [])}
@@ -127,6 +122,11 @@ def read_ground_truth(paths: Sequence[str]) -> GroundTruth | None:
     for path in paths:
         truth |= read_masks(path)
     return truth if paths else None
+
+
+def _image_of(sample: Mapping[str, Any]) -> bytes:
+    data: bytes = next(sample[suffix] for suffix in IMAGE_SUFFIXES if suffix in sample)
+    return data
 
 
 def _masks_of(sample: Mapping[str, Any], info: Mapping[str, Any], size: tuple[int, int]) -> dict[str, Tensor]:

@@ -26,6 +26,7 @@ class Journal:
         folder.mkdir(parents=True, exist_ok=True)
         self._path = folder / "scores.jsonl"
         self._scores: dict[str, dict[str, Any]] = {}
+        self._digests: dict[tuple[str, str], str] = {}
         head = {"signature": json.loads(json.dumps(signature))}
         if overwrite:
             self._path.unlink(missing_ok=True)
@@ -35,19 +36,28 @@ class Journal:
             return
         _check_signature(folder, lines[0].get("signature", {}), head["signature"])
         for line in lines[1:]:
-            self._scores.setdefault(line["stage"], {})[line["key"]] = line["scores"]
+            self._keep(line)
 
     def stage(self, name: str) -> dict[str, Any]:
         """Return the scores of a stage, by key."""
         return self._scores.setdefault(name, {})
 
-    def add(self, stage: str, key: str, scores: Mapping[str, Any]) -> None:
-        """Write the scores of one picture."""
+    def holds(self, stage: str, key: str, sha256: str) -> bool:
+        """Say whether a picture was scored, and not another one of its key."""
+        return self._digests.get((stage, key)) == sha256
+
+    def add(self, stage: str, key: str, sha256: str, scores: Mapping[str, Any]) -> None:
+        """Write the scores of the picture of these bytes."""
+        line = {"stage": stage, "key": key, "sha256": sha256, "scores": scores}
         with self._path.open("ab") as file:
-            file.write(encode_line({"stage": stage, "key": key, "scores": scores}))
+            file.write(encode_line(line))
             file.flush()
             os.fsync(file.fileno())
-        self.stage(stage)[key] = scores
+        self._keep(line)
+
+    def _keep(self, line: Mapping[str, Any]) -> None:
+        self.stage(line["stage"])[line["key"]] = line["scores"]
+        self._digests[line["stage"], line["key"]] = line["sha256"]
 
     def _read(self) -> list[dict[str, Any]]:
         """Read up to the first line that a kill tore, and cut that off."""

@@ -1,7 +1,7 @@
 """The maps that are scored: of many texts on one picture, by each method and route."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -78,6 +78,10 @@ class MapMaker:
     def inputs(self, case: Case) -> Inputs:
         """Return a picture as a batch of one, on the model's device."""
         return self._explainer(next(iter(self.methods)), normalize=True).cast(collate([case.prepared]))
+
+    def only(self, names: Sequence[str]) -> "MapMaker":
+        """Return the maker of some of the candidates."""
+        return MapMaker(self.model, {name: self.methods[name] for name in names}, self.seed)
 
     def serves_both(self, method: str) -> bool:
         """Say whether one stack, cheap along the axes, gives the maps of the raw and of the normalised embedding."""

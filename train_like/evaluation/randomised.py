@@ -1,42 +1,33 @@
 """The sanity check: the same maps while the weights that they explain are randomised stage by stage."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
+from itertools import chain
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from tqdm import tqdm
 
 from mapstack.metrics.sanity import cascade
 from mapstack.metrics.similarity import mean_off_diagonal, pearson, similarity_matrix, spearman
 from train_like.evaluation.cases import Case
-from train_like.evaluation.journal import Journal
 from train_like.evaluation.maps import MapMaker, TextMaps
 from train_like.evaluation.scores import map_ssim, pointing
 from train_like.evaluation.settings import Route, Setting, Sign
 from train_like.evaluation.texts import Texts
 
 TRAINED = "trained"
-STAGE = "cascade"
 
 _ClassMaps = Mapping[Setting, Float[Tensor, "n_labels height width"]]
 
 
-def run_cascade(
-    maker: MapMaker, texts: Texts, cases: Sequence[Case], journal: Journal, bar: "tqdm[Any]", n_stages: int
-) -> None:
-    """Score the maps of some pictures under each step of the cascade; what the journal holds is not done again."""
-    done = journal.stage(STAGE)
-    if len(done) == n_stages:
-        return
-    trained = {case.key: _class_maps(maker, texts, case) for case in cases}
-    steps = [(TRAINED, maker.model), *cascade(maker.model, maker.seed)]
-    for name, model in steps:
-        if name not in done:
-            randomised = MapMaker(model, maker.methods, maker.seed)
-            journal.add(STAGE, name, {case.key: _compare(randomised, texts, case, trained[case.key]) for case in cases})
-        bar.update()
+def run_cascade(maker: MapMaker, texts: Texts, case: Case) -> dict[str, dict[str, dict[str, float]]]:
+    """Score the maps of a picture under each step of the cascade: by stage, setting and metric."""
+    trained = _class_maps(maker, texts, case)
+    steps = [(TRAINED, maker.model)]
+    return {
+        name: _compare(MapMaker(model, maker.methods, maker.seed), texts, case, trained)
+        for name, model in chain(steps, cascade(maker.model, maker.seed))
+    }
 
 
 def _class_maps(maker: MapMaker, texts: Texts, case: Case) -> _ClassMaps:

@@ -12,7 +12,7 @@ from mapstack.metrics.chexlocalize import THRESHOLDS
 from mapstack.metrics.similarity import mean_off_diagonal
 from train_like.evaluation.choice import ByPicture, Choice, labels_of, metric_table
 from train_like.evaluation.journal import Journal
-from train_like.evaluation.randomised import STAGE, TRAINED
+from train_like.evaluation.randomised import TRAINED
 from train_like.evaluation.settings import FORMS, REFERENCE, Setting
 from train_like.evaluation.stages import REFERENCES
 
@@ -21,16 +21,19 @@ Summary = dict[str, Any]
 _LOCALISATION = ("hit", "pointing", "mass", "rank", "iou", "iou_otsu")
 
 
-def summarise(journal: Journal, choice: Choice, about: Mapping[str, Any]) -> Summary:
+def summarise(journal: Journal, keys: Mapping[str, Sequence[str]], choice: Choice, about: Mapping[str, Any]) -> Summary:
     """Make everything that the report tells.
 
     Args:
         journal: The scores of all stages.
+        keys: The pictures that count in each stage, in the order in which they are drawn anew for the intervals.
         choice: What the validation split chose.
         about: The model and the pictures.
     """
-    localised = journal.stage("localise")
-    matrix, axes = journal.stage("matrix"), journal.stage("axes")
+    localised, matrix, axes, randomised = (
+        {key: journal.stage(stage)[key] for key in keys[stage]} for stage in ("localise", "matrix", "axes", "cascade")
+    )
+    cascade = _by_stage(randomised)
     ways = _merged_ways(matrix, axes)
     return {
         "about": dict(about) | {"zero_shot": _interval([[float(each["zero_shot"])] for each in localised.values()])},
@@ -40,8 +43,8 @@ def summarise(journal: Journal, choice: Choice, about: Mapping[str, Any]) -> Sum
         "faithfulness": _faithfulness(matrix),
         "matrices": {key: _mean_matrix(both[0], key) for key, both in ways.items()},
         "stability": _stability(axes),
-        "cascade": _cascade(journal.stage(STAGE)),
-        "claims": _claims(ways, journal.stage(STAGE)),
+        "cascade": _cascade(cascade),
+        "claims": _claims(ways, cascade),
     }
 
 
@@ -229,6 +232,12 @@ def _stability(axes: Mapping[str, Any]) -> Summary:
         }
         for method in methods
     }
+
+
+def _by_stage(pictures: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Turn the cascade's scores by picture and stage into those by stage and picture."""
+    stages: Mapping[str, Any] = next(iter(pictures.values()), {})
+    return {stage: {key: scores[stage] for key, scores in pictures.items()} for stage in stages}
 
 
 def _cascade(stages: Mapping[str, Any]) -> Summary:
