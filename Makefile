@@ -3,14 +3,17 @@ PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3.13 python3,$(
 BIN := .venv/bin
 RUN := $(BIN)/python -m train_like
 CONSTRAINTS := requirements/constraints.txt
-MODEL := model_store/random-medclip
 DEMO := out/demo
+EVALUATION := out/evaluate
+# Test pictures of the evaluation: make evaluate n=1000
+n ?= 200
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-long check format clean
+.PHONY: help install demo evaluate test test-long check format clean
 
 help:
 	@echo "make demo       phantoms, stacks, maps and pictures in $(DEMO)"
+	@echo "make evaluate   how well maps locate findings: report and figures in $(EVALUATION)"
 	@echo "make test       the test suite"
 	@echo "make check      linters, types, import contracts, doctests"
 	@echo "make test-long  the long campaigns"
@@ -26,7 +29,6 @@ install: .venv/installed
 
 demo: install
 	$(RUN) shards configs/phantom_shards.yaml
-	$(RUN) weights configs/random_weights.yaml
 	$(RUN) extract configs/demo.yaml method.name=occlusion output=$(DEMO)/occlusion
 	$(RUN) extract configs/demo.yaml method.name=gradient output=$(DEMO)/gradient
 	$(RUN) extract configs/demo.yaml stack.basis=prompts output=$(DEMO)/integrated_gradients
@@ -36,6 +38,12 @@ demo: install
 	done
 	$(RUN) figures configs/figures.yaml
 	@echo "pictures: $(DEMO)/figures and $(DEMO)/maps"
+
+evaluate: install
+	$(RUN) shards configs/phantom_shards.yaml output=$(EVALUATION)/shards name=validation seed=2 n_samples=60 n_per_shard=60
+	$(RUN) shards configs/phantom_shards.yaml output=$(EVALUATION)/shards name=test seed=3 n_samples=$(n) n_per_shard=$(n)
+	$(RUN) evaluate configs/evaluate.yaml n=$(n)
+	@echo "report: $(EVALUATION)/report.md"
 
 test: install
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --jaxtyping-packages=mapstack,beartype.beartype -m 'not long'

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import product
 
 import numpy as np
 
@@ -65,9 +66,8 @@ def draw_nodule(anatomy: Anatomy, generator: np.random.Generator, side: int) -> 
     patient, canvas = anatomy.patient, anatomy.canvas
     zone = str(generator.choice(ZONES))
     radius = generator.uniform(0.028, 0.065)
-    y = _zone_y(patient, side, zone, generator.uniform(0.25, 0.75))
-    near, far = inner_x(patient, side, y) + radius + 0.02, wall_x(patient, y) - radius - 0.035
-    x = side * (near + max(far - near, 0.0) * generator.uniform(0, 1))
+    side, y, near, far = _place_round(patient, side, zone, generator.uniform(0.25, 0.75), radius)
+    x = side * (near + (far - near) * generator.uniform(0, 1))
     right, down = (canvas.x - x) / radius, (canvas.y - y) / radius
     bump, phase = generator.uniform(0.0, 0.08), generator.uniform(0, 2 * np.pi)
     square = (right**2 + down**2) * (1 + bump * np.cos(3 * np.arctan2(down, right) + phase))
@@ -77,7 +77,9 @@ def draw_nodule(anatomy: Anatomy, generator: np.random.Generator, side: int) -> 
         "intensity": _grade(weight, (0.21, "faint"), (0.27, "well-defined"), (1.0, "dense")),
         "size": _grade(radius, (0.040, "small"), (0.053, "medium-sized"), (1.0, "large")),
     }
-    return _changed(anatomy, weight * np.clip(1 - square, 0, 1) ** 0.7, side, facts, "plain")
+    # Above 3 cm radiologists speak of a mass.
+    variant = "nodule" if facts["size"] == "small" else "mass"
+    return _changed(anatomy, weight * np.clip(1 - square, 0, 1) ** 0.7, side, facts, variant)
 
 
 def draw_effusion(anatomy: Anatomy, generator: np.random.Generator, side: int) -> Change:
@@ -132,7 +134,7 @@ def draw_atelectasis(anatomy: Anatomy, generator: np.random.Generator, side: int
     width, slope = generator.uniform(0.010, 0.020), generator.uniform(-0.25, 0.25)
     bands = []
     for i in range(n_bands):
-        y = dome_y(patient, side) - 0.035 - 0.045 * i - generator.uniform(0, 0.015)
+        y = dome_y(patient, side) - 0.035 - 0.055 * i - generator.uniform(0, 0.015)
         near = inner_x(patient, side, y) - 0.02
         length = (wall_x(patient, y) - near - 0.03) * generator.uniform(0.65, 1.0)
         along = np.linspace(0, 1, 17)
@@ -160,6 +162,21 @@ def _zone_y(patient: Patient, side: int, zone: str, share: float) -> float:
     # The thirds of the lung between its top and the top of the diaphragm.
     third = (dome_y(patient, side) - APEX_Y) / 3
     return APEX_Y + third * (ZONES.index(zone) + share)
+
+
+def _place_round(
+    patient: Patient, side: int, zone: str, share: float, radius: float
+) -> tuple[int, float, float, float]:
+    """Return side, height, and distances from the spine between which a round lesion lies within the lung."""
+    heights = sorted([share, *np.linspace(0.1, 0.9, 33).tolist()], key=lambda other: abs(other - share))
+    # Closer to heart and wall where there is little room; beside an enlarged heart there is none on the left.
+    for each, gap, height in product((side, RIGHT), (1.0, 0.2), heights):
+        y = _zone_y(patient, each, zone, height)
+        near = inner_x(patient, each, y) + radius + 0.02 * gap
+        far = wall_x(patient, y) - radius - 0.035 * gap
+        if near <= far and y - radius >= APEX_Y + 0.02 and y + radius <= dome_y(patient, each):
+            break
+    return each, y, near, far
 
 
 def _grade(value: float, *steps: tuple[float, str]) -> str:

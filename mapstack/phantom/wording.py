@@ -21,11 +21,17 @@ _SENTENCES: dict[str, dict[str, tuple[str, ...]]] = {
         ),
     },
     "Lung Lesion": {
-        "plain": (
+        "nodule": (
             "{Size} {intensity} round nodule in the {side} {zone} lung zone.",
             "There is {a_size} {intensity} solitary pulmonary nodule in the {zone} zone of the {side} lung.",
             "{Intensity} rounded opacity in the {side} {zone} zone, compatible with {a_size} lung nodule.",
             "Solitary {size} nodule projecting over the {side} {zone} lung; it is {intensity}.",
+        ),
+        "mass": (
+            "{Size} {intensity} round mass in the {side} {zone} lung zone.",
+            "There is {a_size} {intensity} solitary pulmonary mass in the {zone} zone of the {side} lung.",
+            "{Intensity} rounded opacity in the {side} {zone} zone, compatible with {a_size} lung mass.",
+            "Solitary {size} mass projecting over the {side} {zone} lung; it is {intensity}.",
         ),
     },
     "Pleural Effusion": {
@@ -153,7 +159,7 @@ def describe(label: str, variant: str, facts: Mapping[str, str], generator: np.r
 
     Example:
         >>> facts = {"side": "left", "zone": "mid", "size": "small", "intensity": "dense"}
-        >>> describe("Lung Lesion", "plain", facts, np.random.default_rng(0))
+        >>> describe("Lung Lesion", "nodule", facts, np.random.default_rng(0))
         'Solitary small nodule projecting over the left mid lung; it is dense.'
     """
     sentences = _SENTENCES[label][variant]

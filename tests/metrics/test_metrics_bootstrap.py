@@ -31,6 +31,22 @@ def test_equals_the_loop(shape: tuple[int, int], share_left_out: float) -> None:
     assert (answer.mean, answer.low, answer.high) == pytest.approx((expected.mean, expected.low, expected.high))
 
 
+def test_a_column_that_a_replicate_does_not_draw_is_left_out_of_its_mean() -> None:
+    # Of 8 pictures one has the second finding: a third of the replicates do not draw it. All draw the first.
+    values = np.column_stack([np.arange(8) / 8, np.full(8, np.nan)])
+    values[3, 1] = 5.0
+    answer, expected = bootstrap(torch.from_numpy(values)), by_loop(values, seed=0)
+    assert (answer.mean, answer.low, answer.high) == pytest.approx((expected.mean, expected.low, expected.high))
+    assert answer.low < 1 < answer.high  # without the second finding below 1, with it above 2.5
+    assert answer.mean == pytest.approx((3.5 / 8 + 5) / 2)
+
+
+def test_one_dimension_is_one_column() -> None:
+    values = torch.tensor([0.0, torch.nan, 1.0, 0.5, 0.25])
+    assert bootstrap(values, seed=4) == bootstrap(values[:, None], seed=4)
+    assert bootstrap(values.float(), seed=4) == bootstrap(values.double(), seed=4)
+
+
 def test_order_statistics_of_a_known_distribution() -> None:
     # The mean of n draws of 0 or 1 has deviation sqrt(p (1 - p) / n) = 0.05.
     answer = bootstrap(torch.tensor([0.0, 1.0] * 50))

@@ -14,11 +14,13 @@ from mapstack.metrics.chexlocalize import (
     MIMIC_LABELS,
     PATHOLOGIES,
     THRESHOLDS,
+    best_threshold,
     enlarge,
     hit,
     read_masks,
     read_polygons,
     segment,
+    threshold_ious,
     true_positive_iou,
     tune_threshold,
     write_masks,
@@ -154,6 +156,55 @@ def test_of_equal_thresholds_the_first_is_chosen() -> None:
         tune_threshold([])
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("seed", range(3))
+def test_overlaps_in_one_pass_equal_one_region_after_the_other(seed: int, dtype: torch.dtype) -> None:
+    source = torch.Generator().manual_seed(seed)
+    scores = torch.randn(9, 7, generator=source, dtype=dtype)
+    truth = torch.rand(20, 30, generator=source) < 0.3
+    expected = [true_positive_iou(segment(scores, (20, 30), threshold), truth) for threshold in THRESHOLDS]
+    assert threshold_ious(scores, truth) == expected
+    assert len(set(expected)) > 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_pixel_that_equals_a_threshold_does_not_exceed_it(dtype: torch.dtype) -> None:
+    levels = torch.tensor([[0.0, *THRESHOLDS, 1.0]], dtype=dtype)  # scaled already
+    truth = torch.tensor([[False] * 4 + [True] * 5])  # the last five, from 0.5 on
+    n_above = torch.tensor([7, 6, 5, 4, 3, 2, 1])  # 1.0, and each threshold above
+    expected = [min(n, 5) / max(n, 5) for n in n_above.tolist()]
+    assert threshold_ious(levels, truth) == pytest.approx(expected)
+    assert [int((segment(levels, (1, 9), threshold)).sum()) for threshold in THRESHOLDS] == n_above.tolist()
+
+
+def test_overlaps_of_what_cannot_be_scored() -> None:
+    empty, corner = torch.zeros(6, 6, dtype=torch.bool), box((6, 6), 0, 0, 1, 1)
+    assert all(math.isnan(share) for share in threshold_ious(bump((6, 6), 3, 3), empty))
+    assert all(math.isnan(share) for share in threshold_ious(torch.ones(6, 6), corner))  # no region is predicted
+    away = threshold_ious(bump((6, 6), 5, 5, 1), corner)
+    assert away == [0.0] * 7
+
+
+@pytest.mark.parametrize(
+    ("rows", "threshold"),
+    [
+        ([[0.0] * 6 + [1.0]], 0.8),
+        ([[0.5] * 7], 0.2),  # of equals the first
+        ([[0.1, 0.6, 0.0] + [0.0] * 4, [0.5, 0.1, 0.4] + [0.0] * 4], 0.3),
+        # NaN is left out at its own threshold: means of 0.2 and 0.9.
+        ([[0.3, 0.9] + [0.0] * 5, [0.1, math.nan] + [0.0] * 5, [math.nan] * 7], 0.3),
+    ],
+)
+def test_the_threshold_of_the_greatest_mean(rows: list[list[float]], threshold: float) -> None:
+    assert best_threshold(rows) == threshold
+
+
+@pytest.mark.parametrize("rows", [[], [[math.nan] * 7], [[0.5] * 6 + [math.nan]]])
+def test_a_threshold_at_which_nothing_can_be_scored_is_refused(rows: list[list[float]]) -> None:
+    with pytest.raises(InputError, match=f"none of {len(rows)} validation pictures can be scored; it needs one with"):
+        best_threshold(rows)
+
+
 def mask_record(**changes: Any) -> dict[str, Any]:
     empty: dict[str, Any] = {name: {"size": [2, 2], "counts": "4"} for name in PATHOLOGIES}
     return {key: value for key, value in {**empty, **changes}.items() if value is not None}
@@ -217,3 +268,7 @@ def test_maps_and_masks_that_do_not_fit_are_refused() -> None:
         hit(torch.rand(2, 2), torch.ones(4, 4))
     with pytest.raises(InputError, match=r"predicted of shape \(2, 2\) does not fit mask of shape \(4, 4\)"):
         true_positive_iou(box((2, 2), 0, 0, 1, 1), box((4, 4), 0, 0, 1, 1))
+    with pytest.raises(InputError, match="is no mask"):
+        threshold_ious(torch.rand(4, 4), torch.ones(4, 4))
+    with pytest.raises(InputError, match="holds 1 values that are NaN"):
+        threshold_ious(torch.tensor([[torch.nan, 1.0]]), box((1, 2), 0, 0, 1, 1))

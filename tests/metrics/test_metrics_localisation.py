@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from mapstack.errors import InputError
-from mapstack.metrics.body import share_outside_body
+from mapstack.metrics.body import body_mask, share_outside_body
 from mapstack.metrics.localisation import (
     iou,
     iou_at_threshold,
@@ -19,6 +19,10 @@ from mapstack.metrics.localisation import (
     relevance_mass_accuracy,
     relevance_rank_accuracy,
 )
+from mapstack.phantom import phantom
+from mapstack.phantom.anatomy import draw_anatomy
+from mapstack.phantom.canvas import Canvas
+from mapstack.phantom.patient import draw_patient
 
 Metric = Callable[[Tensor, Tensor], Any]
 OF_MAP_AND_MASK: list[Metric] = [
@@ -135,6 +139,36 @@ def test_both_signs_count_outside_the_body() -> None:
     assert share_outside_body(scores, torch.ones(2, 2, dtype=torch.bool)) == 0
     with pytest.raises(InputError, match="is zero everywhere; a share needs something to divide"):
         share_outside_body(torch.zeros(2, 2), mask_of(2, 2, (0, 0)))
+
+
+BODY_SEEDS = range(6)
+
+
+@pytest.mark.parametrize("seed", BODY_SEEDS)
+def test_the_body_of_a_phantom_holds_its_lungs_and_no_free_air(seed: int) -> None:
+    numbers = np.random.default_rng([seed, 0])  # as `phantom` draws its patient
+    patient = draw_patient(numbers)
+    anatomy = draw_anatomy(Canvas((224, 224), patient.pose), patient, numbers)
+    body = body_mask(torch.from_numpy(phantom(seed, size=224, labels=[]).pixels / 255).float())
+    lungs = torch.from_numpy(np.maximum(*anatomy.thorax.values()) > 0.5)
+    assert body[lungs].float().mean() > 0.99
+    for corner in (body[:12, :12], body[:12, -12:]):
+        assert not corner.any()
+    assert 0.5 < body.float().mean() < 0.95
+
+
+def test_the_body_is_what_is_bright_and_what_that_encloses() -> None:
+    film = torch.zeros(12, 12)
+    film[2:, 2:10] = 0.7
+    film[4:7, 3:5] = 0.05  # enclosed: a lung
+    film[9:, 6:8] = 0.05  # open to the border
+    film[0, 11] = 1.0  # a lone pixel: no body
+    expected = torch.zeros(12, 12, dtype=torch.bool)
+    expected[2:, 2:10] = True
+    expected[9:, 6:8] = False
+    assert torch.equal(body_mask(film), expected)
+    assert torch.equal(body_mask(film * 0.5 + 0.25), expected)  # exposure does not matter
+    assert not body_mask(torch.full((5, 5), 0.5)).any()
 
 
 @pytest.mark.usefixtures("plain_types")

@@ -27,7 +27,8 @@ from tests.train_like.jobs import Ended
 from train_like import fit as fit_module
 from train_like import phantom_data
 from train_like.cli import main
-from train_like.fit import NOTE, PhantomFit, zero_shot_accuracy
+from train_like.fit import PhantomFit, semantic_matching_loss, zero_shot_accuracy
+from train_like.model_card import NOTE
 from train_like.phantom_data import N_FILMS, Pair, PhantomArrays, PhantomPairs
 
 PROMPTS = Path(__file__).parents[2] / "configs" / "prompts" / "phantom.yaml"
@@ -146,19 +147,72 @@ def names(labels: np.ndarray) -> list[str]:
     return [LABELS[label] for label in labels if label >= 0] or [NO_FINDING]
 
 
+def is_average(kept: dict[str, Tensor], start: dict[str, Tensor], steps: list[tuple[int, dict[str, Tensor]]]) -> bool:
+    average = {name: value for name, value in start.items() if value.is_floating_point()}
+    for step, weights in steps:
+        decay = (1 + step) / (10 + step)
+        average = {name: decay * value + (1 - decay) * weights[name] for name, value in average.items()}
+    return all(torch.allclose(kept[name], value, rtol=1e-4, atol=1e-6) for name, value in average.items())
+
+
 def test_the_command_tells_what_it_made(short: Fitted) -> None:
     assert short.ended.code == 0
     assert short.ended.out.count("\n") == 1
     line = short.ended.line
     assert (line["command"], line["status"], line["output"]) == ("fit", "done", str(short.folder))
     sizes = {path.name: path.stat().st_size for path in short.folder.iterdir()}
-    assert sizes.keys() == {"pytorch_model.bin", "config.json", "vocab.txt"}
+    assert sizes.keys() == {"pytorch_model.bin", "config.json", "vocab.txt", "README.md"}
     assert line["bytes"] == sum(sizes.values())
     assert 0 <= line["seconds"] < 60
     shown = {label for labels in short.phantoms[1].labels for label in names(labels)}
     assert line["accuracy"].keys() == {"all", *shown}
     assert f"loss {short.losses[-1]:.3f}" in short.ended.err
     assert f"{N_SHORT}/{N_SHORT}" in short.ended.err
+
+
+def test_the_card_tells_how_it_was_made_and_how_good_it_is(short: Fitted) -> None:
+    card = (short.folder / "README.md").read_text()
+    accuracy = short.ended.line["accuracy"]
+    rows = [row.strip("| ").split(" | ") for row in card.splitlines() if row.endswith("% |")]
+    assert {label: float(share.rstrip("%")) for label, share in rows} == pytest.approx(
+        {label: 100 * share for label, share in accuracy.items() if label != "all"}, abs=0.06
+    )
+    n_parameters = sum(value.numel() for name, value in short.checkpoint.items() if "index" not in name)
+    for fact in (
+        f"**It was {NOTE}.**",
+        f"{n_parameters / 1e6:.2f} million parameters",
+        f"5 patients with {N_FILMS} films each",
+        f"{N_SHORT} steps of 8 films",
+        "rate up to 0.001, averaged weights, seed 0;",
+        "Share of 8 phantoms of other seeds",
+        f"one that the phantom has: **{accuracy['all']:.1%}**",
+    ):
+        assert fact in card
+
+
+def test_a_fit_that_was_stopped_goes_on(run: Run, short: Fitted, cache: Path) -> None:
+    sizes = ("n_patients=5", "n_test=8", f"n_steps={N_SHORT}")
+    n_left = iter(range(12))
+
+    def stop_at_the_13th_step(*arguments: Tensor) -> Tensor:
+        if next(n_left, None) is None:
+            raise OSError("stopped")
+        return semantic_matching_loss(*arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fit_module, "_KEEP_EVERY", 5)
+        with pytest.MonkeyPatch.context() as broken:
+            broken.setattr(fit_module, "semantic_matching_loss", stop_at_the_13th_step)
+            stopped = run(*sizes)
+        assert (stopped.ended.code, len(stopped.losses)) == (4, 12)
+        assert len(list(cache.glob("*.ckpt"))) == 1
+        resumed = run(*sizes, f"output={stopped.folder}")
+    assert (resumed.ended.code, resumed.ended.line["output"]) == (0, str(stopped.folder))
+    assert resumed.rates == short.rates[10:]
+    # The weights go on exactly; of the average, the step after which it was kept may be missing.
+    steps = list(enumerate([*stopped.weights[1:11], *resumed.weights[1:]], 1))
+    assert any(is_average(stopped.checkpoint, stopped.weights[0], seen) for seen in (steps, steps[:9] + steps[10:]))
+    assert not list(cache.glob("*.ckpt"))  # the next one starts anew
 
 
 def test_the_checkpoint_has_the_official_layout(short: Fitted) -> None:
@@ -225,12 +279,7 @@ def test_the_rate_rises_for_a_tenth_of_the_steps(long: Fitted) -> None:
 
 
 def test_what_is_kept_is_the_running_average(long: Fitted) -> None:
-    average = {name: value for name, value in long.weights[0].items() if value.is_floating_point()}
-    for step, weights in enumerate(long.weights[1:], 1):
-        decay = (1 + step) / (10 + step)
-        average = {name: decay * value + (1 - decay) * weights[name] for name, value in average.items()}
-    for name, value in average.items():
-        assert torch.allclose(long.checkpoint[name], value, rtol=1e-4, atol=1e-6), name
+    assert is_average(long.checkpoint, long.weights[0], list(enumerate(long.weights[1:], 1)))
     head = "vision_model.projection_head.weight"
     assert not torch.allclose(long.checkpoint[head], long.weights[-1][head], rtol=1e-2)
 

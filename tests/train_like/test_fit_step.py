@@ -1,5 +1,6 @@
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -110,7 +111,8 @@ TEXTS = ["left effusion", "no nodule in the right lung, no pleural effusion", "l
 
 def three_pairs(n_cells: int = 7) -> list[Pair]:
     """Two texts of different lengths, one of them twice."""
-    pictures, cells = torch.randn(3, 1, 224, 224), torch.rand(3, len(LABELS) - 1, n_cells, n_cells)
+    pictures, cells = torch.randn(3, 1, 224, 224), 0.2 * torch.rand(3, len(LABELS) - 1, n_cells, n_cells)
+    cells[0, 2, 3:6, 2:5] = 1
     return [
         Pair(picture, label_vector([label, 2]), text, label_vector([label]), each)
         for picture, label, text, each in zip(pictures, [0, 1, 0], TEXTS, cells, strict=True)
@@ -151,38 +153,67 @@ def test_a_sentence_that_comes_twice_is_one_text_of_the_batch(module: PhantomFit
     assert logged["loss"].item() == pytest.approx(loss_by_loop(logits, seen, said[:2], sharpness=10), rel=1e-5)
 
 
-def test_the_start_loss_reads_the_cells_and_ends_after_two_thirds(
-    module: PhantomFit, logged: dict[str, Tensor], monkeypatch: pytest.MonkeyPatch
+def test_the_start_loss_reads_the_cells_of_each_stage_and_ends_after_two_thirds(
+    tokens: BertTokenizerFast, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pairs = three_pairs()
+    """Of 28 patches a side, transformers tells of 14 cells, of 7, and of the same 7 after the last stage."""
+    module = untrained(tokens, {**VISION, "patch_size": 8, "depths": [1, 1, 1], "num_heads": [2, 2, 2]})
+    logged: dict[str, Tensor] = {}
+    monkeypatch.setattr(module, "log", logged.__setitem__)
+    pairs = three_pairs(n_cells=14)
     with torch.no_grad():
         pictures = torch.stack([pair.pixel_values for pair in pairs]).expand(-1, 3, -1, -1)
-        layer = module.model.vision_model.model(pictures).last_hidden_state
-        told = torch.sigmoid(module._read_cells(layer)).double().numpy()
+        found = module.model.vision_model.model(pictures, output_hidden_states=True)
+        stages = [found.hidden_states[1], found.hidden_states[2], found.last_hidden_state]
+        told = [torch.sigmoid(read(stage)).double() for read, stage in zip(module._readers, stages, strict=True)]
     entropy = 0.0
-    for i, row, column in np.ndindex(3, 7, 7):
-        for label, chance in enumerate(told[i, 7 * row + column]):
-            truth = float(pairs[i].cells[label, row, column])
-            entropy -= truth * math.log(chance) + (1 - truth) * math.log(1 - chance)
+    for chances, side, full in zip(told, (14, 7, 7), (1 / 4, 1 / 8, 1 / 8), strict=True):
+        assert chances.shape == (3, side**2, len(LABELS) - 1)
+        step = 14 // side
+        for i, row, column, label in np.ndindex(3, side, side, len(LABELS) - 1):
+            cells = pairs[i].cells[label, row * step : (row + 1) * step, column * step : (column + 1) * step]
+            truth = min(1.0, float(cells.mean()) / full)
+            chance = float(chances[i, side * row + column, label])
+            entropy -= (truth * math.log(chance) + (1 - truth) * math.log(1 - chance)) / (3 * side**2)
     for step, share in ((0, 1.0), (20, 0.7), (66, 0.01), (67, 0.0), (99, 0.0)):
         monkeypatch.setattr(PhantomFit, "global_step", step)
         with torch.no_grad():
             whole = module.training_step(pairs, 0)
-        start = fit_module._START_WEIGHT * share * entropy / (3 * 7 * 7)
+        start = fit_module._START_WEIGHT * share * entropy
         assert float(whole - logged["loss"]) == pytest.approx(start, rel=1e-4, abs=1e-5)
 
 
-@pytest.mark.parametrize(("depths", "n_cells"), [([1], 14), ([1, 1], 7), ([1, 1, 1], 4)])
-def test_cells_are_those_of_the_towers_last_layer(
-    depths: list[int], n_cells: int, tokens: BertTokenizerFast, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("patch_size", "depths", "n_cells"), [(16, [1], 7), (16, [1, 1, 1], 7), (32, [1, 1], 4)])
+def test_cells_are_those_of_the_towers_first_merged_layer(
+    patch_size: int, depths: list[int], n_cells: int, tokens: BertTokenizerFast, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Swin pads what it cannot halve: of seven patches a side it makes four."""
-    module = untrained(tokens, {**VISION, "window_size": 4, "depths": depths, "num_heads": [2] * len(depths)})
+    sizes = {"patch_size": patch_size, "window_size": 4, "depths": depths, "num_heads": [2] * len(depths)}
+    module = untrained(tokens, {**VISION, **sizes})
     monkeypatch.setattr(module, "log", lambda *_: None)
     assert module.n_cells == n_cells
-    layer = module.model.vision_model.model(torch.zeros(1, 3, 224, 224)).last_hidden_state
-    assert layer.shape[1] == n_cells**2
+    if len(depths) > 1:
+        found = module.model.vision_model.model(torch.zeros(1, 3, 224, 224), output_hidden_states=True)
+        assert found.hidden_states[1].shape[1] == n_cells**2
     assert module.training_step(three_pairs(n_cells), 0).isfinite()
+
+
+def test_the_time_before_a_stop_counts(tokens: BertTokenizerFast, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(fit_module, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    stopped, resumed = untrained(tokens, VISION), untrained(tokens, VISION)
+    checkpoint: dict[str, float] = {}
+    now[0] = 100.0
+    stopped.on_train_start()
+    now[0] = 130.0
+    stopped.on_save_checkpoint(checkpoint)
+    resumed.on_load_checkpoint(checkpoint)
+    now[0] = 500.0
+    resumed.on_train_start()
+    now[0] = 512.0
+    resumed.on_save_checkpoint(checkpoint)
+    resumed.on_train_end()
+    assert (resumed.seconds, checkpoint["seconds"]) == (42, 42)
 
 
 def test_the_decay_of_the_average_ends_at_0_998(module: PhantomFit, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -74,10 +74,10 @@ def rows(first: int, last: int) -> NDArray[np.bool_]:
 
 
 def expected_sum(first: int, last: int) -> float:
-    """Of the cells of a finding that is seen in these rows, a cell being full at an eighth."""
+    """Of the cells of a finding that is seen in these rows."""
     side = SIDE // N_CELLS
     n_rows = [len(range(max(first, top), min(last, top + side))) for top in range(0, SIDE, side)]
-    return sum(N_CELLS * min(8 * n / side, 1) for n in n_rows)
+    return sum(N_CELLS * n / side for n in n_rows)
 
 
 def draw_pairs(pairs: PhantomPairs, index: int, n: int) -> Iterator[Pair]:
@@ -295,7 +295,7 @@ def test_cells_tell_where_each_finding_is(
     phantoms: PhantomArrays, prompt_set: PromptSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(phantom_data, "_cover", lambda picture, visible, numbers: picture)
-    for n_cells in (7, 4):
+    for n_cells in (14, 7):
         side = SIDE // n_cells
         pairs = PhantomPairs(phantoms, prompt_set, n_cells, seed=0)
         for index in range(N):
@@ -303,7 +303,7 @@ def test_cells_tell_where_each_finding_is(
             for label, mask in zip(phantoms.labels[index], unpacked(phantoms.masks[index]), strict=True):
                 for row, column in np.ndindex((n_cells, n_cells) if label >= 0 else (0, 0)):
                     cell = mask[row * side : (row + 1) * side, column * side : (column + 1) * side]
-                    cells[label, row, column] = min(1, 8 * cell.mean())
+                    cells[label, row, column] = cell.mean()
             assert torch.allclose(pairs[index].cells, cells, atol=1e-6)
 
 

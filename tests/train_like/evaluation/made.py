@@ -15,7 +15,6 @@ from tests.toys import LinearModel, SeededText
 from train_like.evaluation.cases import Case, Region
 from train_like.evaluation.choice import Choice
 from train_like.evaluation.journal import Journal
-from train_like.evaluation.randomised import STAGE
 from train_like.evaluation.settings import FORMS, Setting
 from train_like.evaluation.summary import summarise
 from train_like.evaluation.texts import Texts
@@ -153,26 +152,36 @@ ABOUT = {
 }
 
 
+def add(journal: Journal, stage: str, key: str, scores: Mapping[str, Any]) -> None:
+    journal.add(stage, key, f"digest of {key}", scores)
+
+
 def filled_journal(folder: Path) -> Journal:
     """Two test pictures, both in the matrix, one at all cost."""
     journal = Journal(folder, {}, overwrite=False)
     for key, hit in (("a", 1.0), ("b", 0.0)):
         settings = {SIGNED: located(hit), ABSOLUTE: located(0.0), RANDOM: located(0.0), MEAN_MASK: located(1.0)}
         by_key = {setting.key: {"Edema": scores} for setting, scores in settings.items()}
-        journal.add("localise", key, {"settings": by_key, "predicted": {}, "zero_shot": key == "a"})
+        add(journal, "localise", key, {"settings": by_key, "predicted": {}, "zero_shot": key == "a"})
         ways = {SIGNED: (0.5, hit), ABSOLUTE: (0.5, 0.0), STACK: (0.25, 1.0), PATH_ABSOLUTE: (0.5, hit)}
         shap = {PATH: (0.125, hit)}
         curves = {f"{side}{part}": value for side in ("deletion", "insertion") for part, value in (("", 2.0),)}
         faithful = {**curves, "deletion_curve": [3.0, 1.0], "insertion_curve": [1.0, 3.0], "infidelity": 0.5}
         scores = way_scores(ways | shap) | {"agreement": {"gradient": 1e-6}, "faithfulness": {SIGNED.key: faithful}}
-        journal.add("matrix", key, scores)
+        add(journal, "matrix", key, scores)
     axes = way_scores({PATH_STACK: (0.25, 1.0)}) | stability(0.5, 0.0, 1.0)
-    journal.add("axes", "a", axes | {"agreement": {"gradient_shap": 1e-5}})
-    for name, value in (("trained", 1.0), ("vision_model.projection_head", 0.5)):
-        journal.add(STAGE, name, {"a": step_scores({SIGNED: value, ABSOLUTE: value})})
+    add(journal, "axes", "a", axes | {"agreement": {"gradient_shap": 1e-5}})
+    steps = {"trained": 1.0, "vision_model.projection_head": 0.5}
+    add(journal, "cascade", "a", {name: step_scores({SIGNED: value, ABSOLUTE: value}) for name, value in steps.items()})
     return journal
+
+
+def summarised(journal: Journal, choice: Choice, **keys: Sequence[str]) -> dict[str, Any]:
+    """The summary of every picture of a journal, or of some of a stage."""
+    every = {stage: list(journal.stage(stage)) for stage in ("localise", "matrix", "axes", "cascade")}
+    return summarise(journal, every | keys, choice, ABOUT)
 
 
 def summary_of(journal: Journal) -> dict[str, Any]:
     """A summary as the report takes it."""
-    return summarise(journal, CHOICE, ABOUT) | {"seconds": 3, "gallery": ["edema-1"]}
+    return summarised(journal, CHOICE) | {"seconds": 3, "gallery": ["edema-1"]}

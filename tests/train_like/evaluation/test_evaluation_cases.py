@@ -1,5 +1,6 @@
 """The pictures that are scored, and where their findings are."""
 
+import hashlib
 import io
 import json
 import zipfile
@@ -87,7 +88,6 @@ def test_boxes_are_half_open_and_those_of_one_label_are_one_region(cases: WriteC
 def test_pictures_of_which_nothing_is_known_have_no_region(cases: WriteCases) -> None:
     split = cases(sample("a"), sample("b", info={"labels": ["No Finding"]}))
     assert [(case.labels, case.regions) for case in split] == [((), ()), (("No Finding",), ())]
-    assert split.with_regions(5) == []
 
 
 def test_ground_truth_of_chexlocalize_replaces_that_of_the_shard(cases: WriteCases, tmp_path: Path) -> None:
@@ -108,13 +108,18 @@ def test_ground_truth_of_chexlocalize_replaces_that_of_the_shard(cases: WriteCas
     assert read_ground_truth([]) is None
 
 
-def test_the_first_pictures_are_taken_and_the_first_with_regions(cases: WriteCases) -> None:
-    found = {"findings": [{"label": "Edema", "box": [0, 0, 2, 2]}]}
-    samples = [sample(key, info=found if key in "bde" else {}) for key in "abcde"]
-    assert cases(*samples, n=3).keys == ("a", "b", "c")
-    assert cases(*samples).keys == tuple("abcde")
-    assert cases(*samples).with_regions(2) == ["b", "d"]
-    assert cases(*samples, n=3).with_regions(2) == ["b"]
+def test_the_first_pictures_are_taken_in_the_order_of_the_shards(cases: WriteCases) -> None:
+    samples = [sample(key) for key in "badec"]
+    assert cases(*samples, n=3).keys == ("b", "a", "d")
+    assert cases(*samples).keys == cases(*samples, n=9).keys == tuple("badec")
+    assert [case.key for case in cases(*samples, n=2)] == ["b", "a"]
+
+
+def test_a_digest_is_that_of_the_pictures_bytes(cases: WriteCases) -> None:
+    split = cases(sample("a"), sample("b", size=(21, 30)), sample("c", info={}, masks=b"not read"))
+    expected = hashlib.sha256(png(0, *SIZE)).hexdigest()
+    assert split.sha256("a") == split.sha256("c") == split.read("a").picture.sha256 == expected
+    assert split.sha256("b") == hashlib.sha256(png(0, 21, 30)).hexdigest() != expected
 
 
 @pytest.mark.parametrize("shape", [(30, 20), (224, 224), (20,), (20, 30, 1)])

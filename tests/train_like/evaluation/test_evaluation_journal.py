@@ -20,7 +20,7 @@ def journal(tmp_path: Path) -> Journal:
     """Three pictures in two stages."""
     made = opened(tmp_path / "new" / "evaluation")
     for stage, key in (("tune", "a"), ("tune", "b"), ("localise", "a")):
-        made.add(stage, key, SCORES | {"key": f"{stage} {key}"})
+        made.add(stage, key, f"digest of {key}", SCORES | {"key": f"{stage} {key}"})
     return made
 
 
@@ -39,6 +39,20 @@ def test_what_was_added_is_there_at_once_and_after_opening_again(journal: Journa
     assert lines.read_bytes() == before  # a second run that has nothing to do writes nothing
 
 
+def test_another_picture_of_the_same_key_is_scored_anew(journal: Journal, lines: Path) -> None:
+    for each in (journal, opened(lines.parent)):
+        assert each.holds("tune", "b", "digest of b")
+        assert not each.holds("tune", "b", "digest of a")
+        assert not each.holds("tune", "c", "digest of c")
+        assert not each.holds("matrix", "b", "digest of b")
+    journal.add("tune", "b", "another digest", {"new": 1})
+    for each in (journal, opened(lines.parent)):
+        assert each.holds("tune", "b", "another digest")
+        assert not each.holds("tune", "b", "digest of b")
+        assert each.stage("tune")["b"] == {"new": 1}
+        assert list(each.stage("tune")) == ["a", "b"]
+
+
 @pytest.mark.parametrize("n_bytes_lost", [1, 2, 20, 100])
 def test_a_torn_last_line_is_cut_off_and_its_picture_done_again(
     journal: Journal, lines: Path, n_bytes_lost: int
@@ -49,7 +63,7 @@ def test_a_torn_last_line_is_cut_off_and_its_picture_done_again(
     assert list(again.stage("tune")) == ["a", "b"]
     assert again.stage("localise") == {}
     assert lines.read_bytes() == whole[: whole[:-1].rindex(b"\n") + 1]
-    again.add("localise", "a", SCORES | {"key": "localise a"})
+    again.add("localise", "a", "digest of a", SCORES | {"key": "localise a"})
     assert lines.read_bytes() == whole
 
 
@@ -89,5 +103,5 @@ def test_another_signature_is_refused_by_name_and_nothing_is_lost(
 def test_overwrite_discards_what_is_there(journal: Journal, lines: Path) -> None:
     other = opened(lines.parent, overwrite=True, seed=1)
     assert other.stage("tune") == {}
-    other.add("tune", "c", {})
+    other.add("tune", "c", "digest of c", {})
     assert list(opened(lines.parent, seed=1).stage("tune")) == ["c"]

@@ -17,21 +17,21 @@ from tests.train_like.evaluation.made import (
     RANDOM,
     SIGNED,
     STACK,
+    add,
     alike,
     filled_journal,
     located,
     stability,
     step_scores,
+    summarised,
     summary_of,
     texts_of,
     way_scores,
 )
 from train_like.evaluation.choice import Choice
 from train_like.evaluation.journal import Journal
-from train_like.evaluation.randomised import STAGE
 from train_like.evaluation.report import is_same
 from train_like.evaluation.settings import FORMS, Setting
-from train_like.evaluation.summary import summarise
 
 NAN = float("nan")
 
@@ -44,7 +44,7 @@ def journal(tmp_path: Path) -> Journal:
 def localise(journal: Journal, *pictures: dict[Setting, dict[str, Any]], is_right: bool = True) -> None:
     for number, settings in enumerate(pictures):
         by_key = {setting.key: labels for setting, labels in settings.items()}
-        journal.add("localise", str(number), {"settings": by_key, "predicted": {}, "zero_shot": is_right})
+        add(journal, "localise", str(number), {"settings": by_key, "predicted": {}, "zero_shot": is_right})
 
 
 def interval(*rows: Any) -> dict[str, float]:
@@ -73,7 +73,7 @@ def test_hits_are_averaged_over_findings_and_intervals_over_pictures(journal: Jo
     ]
     localise(journal, *pictures[:3], {}, pictures[4])
     choice = Choice({SIGNED: {}}, {SIGNED: 0.25}, 1)
-    found = entry(summarise(journal, choice, ABOUT), SIGNED)
+    found = entry(summarised(journal, choice), SIGNED)
     assert found["hit"] == interval(*hits)
     assert found["hit"]["mean"] == pytest.approx((2 / 3 + 1 / 2) / 2)
     assert found["hit"]["n"] == 4
@@ -95,7 +95,7 @@ def test_overlap_is_told_at_the_threshold_of_each_label(journal: Journal) -> Non
         {SIGNED: {"A": located(1, second), "B": located(1, second)}},
     )
     choice = Choice({SIGNED: {"A": 0.3, "B": 0.5}}, {SIGNED: 1.0}, 1)
-    found = entry(summarise(journal, choice, ABOUT), SIGNED)
+    found = entry(summarised(journal, choice), SIGNED)
     assert found["thresholds"] == {"A": 0.3, "B": 0.5}
     assert found["by_finding"]["A"]["iou"] == interval([0.2], [0.9])
     assert found["by_finding"]["B"]["iou"] == interval([0.4], [NAN])  # an empty prediction is left out
@@ -108,7 +108,7 @@ def test_references_have_no_threshold_and_every_setting_is_told(journal: Journal
     peak = {"hit": 1.0, "pointing": 1.0}
     contrast = Setting("gradient", "conventional", is_contrast=True)
     localise(journal, {SIGNED: {"A": located(0)}, contrast: {"A": peak}, RANDOM: {"A": located(0)}})
-    summary = summarise(journal, Choice({SIGNED: {"A": 0.2}}, {SIGNED: 1.0}, 1), ABOUT)
+    summary = summarised(journal, Choice({SIGNED: {"A": 0.2}}, {SIGNED: 1.0}, 1))
     reference = entry(summary, RANDOM)
     assert reference["is_reference"]
     assert (reference["iou"], reference["validation_hit_rate"], reference["thresholds"]) == (None, None, {})
@@ -131,7 +131,7 @@ def test_references_are_compared_on_the_findings_that_both_have(journal: Journal
         {SIGNED: {"A": located(0)}, RANDOM: {"A": located(0)}, MEAN_MASK: {"A": located(0)}},
         {SIGNED: {"B": located(0)}, RANDOM: {"B": located(1)}},
     )
-    summary = summarise(journal, Choice({SIGNED: {}}, {SIGNED: 1.0}, 1), ABOUT)
+    summary = summarised(journal, Choice({SIGNED: {}}, {SIGNED: 1.0}, 1))
     compared = {each.pop("reference"): each for each in summary["localisation"]["against_references"]}
     assert compared.keys() == {"random", "mean mask of the label"}
     assert compared["mean mask of the label"] == {"setting": SIGNED.name, **interval([1.0], [0.0], [NAN])}
@@ -139,10 +139,26 @@ def test_references_are_compared_on_the_findings_that_both_have(journal: Journal
     assert compared["random"]["mean"] == -0.5
 
 
+def test_only_the_pictures_that_were_asked_for_count_and_in_their_order(journal: Journal) -> None:
+    localise(journal, *({SIGNED: {"A": located(hit)}} for hit in (1.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0)))
+    for key, correlation in (("0", 0.25), ("3", 0.75), ("1", 0.5)):
+        add(journal, "matrix", key, way_scores({SIGNED: (correlation, 1.0)}))
+    choice = Choice({SIGNED: {}}, {SIGNED: 1.0}, 1)
+    hits = {
+        order: entry(summarised(journal, choice, localise=list(order), matrix=["1", "0"]), SIGNED)["hit"]
+        for order in ("301245", "124530")
+    }
+    assert hits["301245"] == interval([1.0], [1.0], [0.0], [0.0], [0.0], [0.0])
+    assert hits["124530"] == interval([0.0], [0.0], [0.0], [0.0], [1.0], [1.0])
+    summary = summarised(journal, choice, localise=["0"], matrix=["1", "0"])
+    assert summary["about"]["zero_shot"]["n"] == 1
+    assert summary["routes"][SIGNED.key]["between_texts"]["ensemble"] == interval([0.5], [0.25])
+
+
 def test_zero_shot_accuracy_is_over_all_pictures(journal: Journal) -> None:
     localise(journal, {SIGNED: {"A": located(1)}}, {})
-    journal.add("localise", "x", {"settings": {}, "predicted": {}, "zero_shot": False})
-    about = summarise(journal, Choice({SIGNED: {}}, {SIGNED: 1.0}, 1), ABOUT)["about"]
+    add(journal, "localise", "x", {"settings": {}, "predicted": {}, "zero_shot": False})
+    about = summarised(journal, Choice({SIGNED: {}}, {SIGNED: 1.0}, 1))["about"]
     assert about["zero_shot"] == interval([1.0], [1.0], [0.0])
     assert about["seed"] == ABOUT["seed"]
 
@@ -167,16 +183,16 @@ def test_hits_of_a_way_are_shares_of_the_pictures_findings(journal: Journal) -> 
     localise(journal, {SIGNED: {"A": located(1)}})
     for key, hits in (("0", {"A": 1.0, "B": 0.0, "C": 0.0}), ("1", {"A": 1.0})):
         settings = {SIGNED.key: {label: {"hit": hit} for label, hit in hits.items()}}
-        journal.add("matrix", key, way_scores({SIGNED: (0.0, 0.0)}) | {"settings": settings})
-    summary = summarise(journal, Choice({SIGNED: {}}, {SIGNED: 1.0}, 1), ABOUT)
+        add(journal, "matrix", key, way_scores({SIGNED: (0.0, 0.0)}) | {"settings": settings})
+    summary = summarised(journal, Choice({SIGNED: {}}, {SIGNED: 1.0}, 1))
     assert summary["routes"][SIGNED.key]["hit"]["ensemble"] == interval([1 / 3], [1.0])
 
 
 def test_a_mean_matrix_is_over_pictures(journal: Journal) -> None:
     localise(journal, {SIGNED: {"A": located(1)}})
     for key, correlation in (("0", 0.25), ("1", -0.75)):
-        journal.add("matrix", key, way_scores({SIGNED: (correlation, 1.0)}))
-    summary = summarise(journal, Choice({SIGNED: {}}, {SIGNED: 1.0}, 1), ABOUT)
+        add(journal, "matrix", key, way_scores({SIGNED: (correlation, 1.0)}))
+    summary = summarised(journal, Choice({SIGNED: {}}, {SIGNED: 1.0}, 1))
     assert summary["matrices"] == {SIGNED.key: alike(-0.25)}
     assert summary["routes"][SIGNED.key]["between_texts"]["ensemble"] == interval([0.25], [-0.75])
 
@@ -184,10 +200,10 @@ def test_a_mean_matrix_is_over_pictures(journal: Journal) -> None:
 def test_agreement_is_the_worst_of_all_pictures(journal: Journal) -> None:
     localise(journal, {SIGNED: {"A": located(1)}})
     for stage, key, found in (("matrix", "0", {"gradient": 1e-7}), ("matrix", "1", {"gradient": 3e-7})):
-        journal.add(stage, key, way_scores({SIGNED: (0.0, 1.0)}) | {"agreement": found})
+        add(journal, stage, key, way_scores({SIGNED: (0.0, 1.0)}) | {"agreement": found})
     axes = way_scores({PATH_STACK: (0.0, 1.0)}) | stability(0.0, 0.0, 1.0)
-    journal.add("axes", "0", axes | {"agreement": {"gradient_shap": 2e-6}})
-    summary = summarise(journal, Choice({SIGNED: {}}, {SIGNED: 1.0}, 1), ABOUT)
+    add(journal, "axes", "0", axes | {"agreement": {"gradient_shap": 2e-6}})
+    summary = summarised(journal, Choice({SIGNED: {}}, {SIGNED: 1.0}, 1))
     assert summary["agreement"] == {"gradient": {"largest": 3e-7, "n": 2}, "gradient_shap": {"largest": 2e-6, "n": 1}}
 
 
@@ -202,7 +218,7 @@ def test_faithfulness_is_told_point_by_point_and_where_it_was_asked(tmp_path: Pa
         "insertion_curve": [2.0, 4.0],
     }
     more = way_scores({SIGNED: (0.0, 1.0)}) | {"faithfulness": {SIGNED.key: with_residual, RANDOM.key: with_residual}}
-    journal.add("matrix", "c", more)
+    add(journal, "matrix", "c", more)
     found = summary_of(journal)["faithfulness"]
     assert found.keys() == {SIGNED.name, "random"}
     signed = found[SIGNED.name]
@@ -217,8 +233,8 @@ def test_faithfulness_is_told_point_by_point_and_where_it_was_asked(tmp_path: Pa
 def test_stability(journal: Journal) -> None:
     localise(journal, {SIGNED: {"A": located(1)}})
     for key, values in (("0", (0.5, 0.0, 1.0)), ("1", (0.25, 1e-7, 0.5))):
-        journal.add("axes", key, way_scores({PATH_STACK: (0.0, 1.0)}) | stability(*values))
-    found = summarise(journal, Choice({SIGNED: {}}, {SIGNED: 1.0}, 1), ABOUT)["stability"]
+        add(journal, "axes", key, way_scores({PATH_STACK: (0.0, 1.0)}) | stability(*values))
+    found = summarised(journal, Choice({SIGNED: {}}, {SIGNED: 1.0}, 1))["stability"]
     assert found == {
         "gradient": {
             "max_sensitivity": interval([0.5], [0.25]),
@@ -230,9 +246,10 @@ def test_stability(journal: Journal) -> None:
 
 def test_the_cascade_keeps_its_order(journal: Journal) -> None:
     localise(journal, {SIGNED: {"A": located(1)}})
-    for step, values in (("trained", (1.0, 1.0)), ("z", (0.5, 0.25)), ("a", (0.0, 0.25))):
-        journal.add(STAGE, step, {str(i): step_scores({SIGNED: value}) for i, value in enumerate(values)})
-    found = summarise(journal, Choice({SIGNED: {}}, {SIGNED: 1.0}, 1), ABOUT)["cascade"]
+    for number, values in enumerate(((1.0, 0.5, 0.0), (1.0, 0.25, 0.25))):
+        steps = zip(("trained", "z", "a"), values, strict=True)
+        add(journal, "cascade", str(number), {step: step_scores({SIGNED: value}) for step, value in steps})
+    found = summarised(journal, Choice({SIGNED: {}}, {SIGNED: 1.0}, 1))["cascade"]
     assert found["stages"] == ["trained", "z", "a"]
     assert list(found["ways"]) == [SIGNED.name]
     expected = [same(1.0, 2), interval([0.5], [0.25]), interval([0.0], [0.25])]
@@ -243,7 +260,7 @@ def test_the_cascade_keeps_its_order(journal: Journal) -> None:
 
 def test_nothing_measured_is_an_empty_summary(journal: Journal) -> None:
     localise(journal, {SIGNED: {"A": located(1)}})
-    summary = summarise(journal, Choice({SIGNED: {}}, {SIGNED: 1.0}, 1), ABOUT)
+    summary = summarised(journal, Choice({SIGNED: {}}, {SIGNED: 1.0}, 1))
     assert summary["cascade"] == {"stages": [], "ways": {}}
     empty = {key: summary[key] for key in ("routes", "agreement", "faithfulness", "matrices", "stability")}
     assert empty == dict.fromkeys(empty, {})
@@ -256,9 +273,9 @@ def claims_of(summary: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 def test_claims_compare_the_stack_with_the_conventional_map_of_the_same_pictures(tmp_path: Path) -> None:
     journal = filled_journal(tmp_path)
-    for name, values in (("patch", (0.5, 0.125)), ("all", (0.25, 0.75))):
-        both = {ABSOLUTE: values[0], STACK: values[1], SIGNED: 0.0}
-        journal.add(STAGE, name, {"a": step_scores(both), "b": step_scores({ABSOLUTE: 0.0, SIGNED: 0.0})})
+    steps = {"trained": (0.0, 0.0), "patch": (0.5, 0.125), "all": (0.25, 0.75)}
+    ways = {name: dict(zip((ABSOLUTE, STACK), values, strict=True)) for name, values in steps.items()}
+    add(journal, "cascade", "a", {name: step_scores(values) for name, values in ways.items()})
     claims = claims_of(summary_of(journal))
     # For the signed stack there is no entry, nor for the conventional maps themselves.
     assert claims.keys() == {"gradient|stack_raw|absolute", "gradient_shap|stack_normalised|absolute"}
@@ -278,8 +295,8 @@ def test_a_claim_of_equal_maps_is_the_same(journal: Journal) -> None:
     stack, raw = (Setting("gradient_shap", route) for route in ("stack_normalised", "stack_raw"))
     for key, correlation in (("0", 0.25), ("1", -0.75)):
         ways = {PATH: (correlation, 1.0), stack: (correlation + 1e-5, 1.0), raw: (correlation, float(key))}
-        journal.add("matrix", key, way_scores(ways))
-    claims = claims_of(summarise(journal, Choice({SIGNED: {}}, {SIGNED: 1.0}, 1), ABOUT))
+        add(journal, "matrix", key, way_scores(ways))
+    claims = claims_of(summarised(journal, Choice({SIGNED: {}}, {SIGNED: 1.0}, 1)))
     assert is_same(claims["gradient_shap|stack_normalised|signed"])
     assert not is_same(claims["gradient_shap|stack_raw|signed"])
     assert claims["gradient_shap|stack_raw|signed"]["hit"] == interval([-1.0], [0.0])
