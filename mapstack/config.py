@@ -370,18 +370,31 @@ class EvaluateConfig:
                 f"{len(self.candidates)} candidates, n_matrix {self.n_matrix} and n_axes {self.n_axes} make no "
                 "evaluation; there is at least one candidate, and n_axes is at most n_matrix; correct them."
             )
-        if not self.smoothing_px or min(self.smoothing_px) < 0:
+        if not self.smoothing_px or not 0 <= min(self.smoothing_px) <= max(self.smoothing_px) <= 32:
             raise ConfigError(
-                f"smoothing_px is {list(self.smoothing_px)}; it lists standard deviations of at least 0 px; write [0]."
+                f"smoothing_px is {list(self.smoothing_px)}; it lists standard deviations of 0 to 32 px; write [0]."
+            )
+        ignored = {
+            "model.prompt_padding": self.model.prompt_padding != "none",
+            "prompts.texts": bool(self.prompts.texts),
+            "data.limit": self.data.limit is not None,
+            "validation.limit": self.validation.limit is not None,
+        }
+        for key in (key for key, is_set in ignored.items() if is_set):
+            raise ConfigError(
+                f"{key} is set; the evaluation embeds each text of a prompt set by itself and counts pictures by n and "
+                "n_validation; leave it out."
             )
 
 
 def make_method_from(block: Any) -> Method:
-    """Make a method from its configuration block: `name` and the method's own parameters.
+    """Make a method from its configuration block: `name` and the method's own parameters; a method stays as it is.
 
     Raises:
         ConfigError: It is no block, or the name, a parameter or its type is wrong.
     """
+    if isinstance(block, Method):
+        return block
     if not isinstance(block, Mapping):
         raise ConfigError(f"method {block!r} is no block of keys; it has a name and parameters; write name: occlusion.")
     name = block.get("name")

@@ -44,6 +44,10 @@ class Projectable(abc.ABC):
     def read_baseline(self) -> Float[Tensor, "batch embed_dim"] | None:
         """Return what maps read at the baseline, or None for a method without one."""
 
+    def axis_maps(self) -> Float[Tensor, "batch embed_dim height width"]:
+        """Return the map of each dimension of the embedding that maps read: the `F_i` of the paper."""
+        return self.project(torch.eye(self.embedding.shape[1]).to(self.embedding))
+
     @property
     def density(self) -> float:
         """What a map is multiplied by for its sum to be in logits."""
@@ -119,6 +123,18 @@ class Stack(Projectable):
             per_picture = _tangent(per_picture, self.embedding)
         weights = per_picture if self.basis is None else self.basis.coordinates(per_picture)
         return torch.einsum("bnr,brhw->bnhw", weights, self.values)
+
+    def axis_maps(self) -> Float[Tensor, "batch embed_dim height width"]:
+        """Return the map of each dimension of the embedding: the rows themselves, where the basis is the axes."""
+        if self.basis is not None:
+            return super().axis_maps()
+        if not (self.is_raw and self.normalize):
+            return self.values
+        # `_tangent` of every axis at once: a correction of rank one.
+        unit = normalised(self.embedding)
+        along = torch.einsum("bd,bdhw->bhw", unit, self.values)
+        length = self.embedding.norm(dim=-1)[:, None, None, None]
+        return (self.values - unit[:, :, None, None] * along[:, None]) / length
 
     def read_baseline(self) -> Float[Tensor, "batch embed_dim"] | None:
         """Return what maps read at the baseline."""

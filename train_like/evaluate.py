@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from mapstack import __version__
 from mapstack.config import EvaluateConfig
+from mapstack.errors import InputError
 from train_like.errors import DONE
 from train_like.evaluation.charts import draw_charts
 from train_like.evaluation.choice import Choice, choose
@@ -43,7 +44,7 @@ def evaluate(config: EvaluateConfig) -> Result:
     output, scorer = Path(config.output), run.scorer
     figures = output / "figures"
     figures.mkdir(exist_ok=True)
-    draw_charts(summary, figures)
+    summary["charts"] = draw_charts(summary, figures)
     summary["gallery"] = draw_gallery(scorer.maker, scorer.texts, scorer.test, choice.best, figures / "best")
     draw_paper_figures(config, choice, scorer.maker, figures)
     write_exchange(scorer.test, run.journal.stage(LOCALISE), output / "chexlocalize")
@@ -72,7 +73,13 @@ class _Run:
             self._each(workers, TUNE, validation, None)
             choice = choose({key: self.journal.stage(TUNE)[key] for key in validation})
             for stage in (LOCALISE, MATRIX, AXES, CASCADE):
-                self._each(workers, stage, self.keys()[stage], choice)
+                keys = self.keys()[stage]
+                if not keys:
+                    raise InputError(
+                        f"none of {len(self.scorer.test.keys)} test pictures has a region of a class of the prompt "
+                        "set; maps are scored on pictures with boxes or masks; give shards that have them."
+                    )
+                self._each(workers, stage, keys, choice)
         return choice
 
     def describe(self, choice: Choice) -> dict[str, Any]:
@@ -107,7 +114,7 @@ class _Run:
     def _each(self, workers: Workers, stage: str, keys: Sequence[str], choice: Choice | None) -> None:
         """Score the pictures that the journal does not hold."""
         cases = self.scorer.test if choice else self.scorer.validation
-        digests = {key: cases.sha256(key) for key in keys}
+        digests = {key: cases.digest(key) for key in keys}
         missing = [key for key in keys if not self.journal.holds(stage, key, digests[key])]
         with tqdm(
             total=len(keys),
@@ -129,6 +136,7 @@ class _Run:
             "weights": self.scorer.maker.model.fingerprint,
             "shards": [str(config.validation.shards), str(config.data.shards), *config.ground_truth],
             "prompts": [Path(prompt_file(config)).read_text(encoding="utf-8"), config.prompts.against],
+            "classes": list(self.scorer.texts.labels),
             "candidates": {name: method.describe() for name, method in self.scorer.maker.methods.items()},
             "smoothing_px": list(config.smoothing_px),
             "n_validation": config.n_validation,

@@ -44,7 +44,7 @@ one that the phantom has: **{all:.1%}**. Of the phantoms that have a class:
 
 {table}
 
-Where its maps point is told by `make evaluate` and in `docs/findings.md`.
+Where its maps point is told by `make evaluate`.
 
 ## Limits
 

@@ -2,7 +2,9 @@
 
 import hashlib
 import io
+import json
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -94,9 +96,12 @@ class Cases:
     def __iter__(self) -> Iterator[Case]:
         return (self.read(key) for key in self.keys)
 
-    def sha256(self, key: str) -> str:
-        """Return the digest of a picture's bytes."""
-        return hashlib.sha256(_image_of(self._pictures.read_sample(key))).hexdigest()
+    def digest(self, key: str) -> str:
+        """Return the digest of all that a picture is scored by: its bytes, its findings and its masks."""
+        sample = self._pictures.read_sample(key)
+        truth = {} if self._truth is None else {name: mask.counts for name, mask in self._truth[key].items()}
+        told = json.dumps([sample.get("json"), truth], sort_keys=True).encode()
+        return hashlib.sha256(_image_of(sample) + told + sample.get("masks.npz", b"")).hexdigest()
 
     def read(self, key: str) -> Case:
         """Read a picture.
@@ -107,8 +112,12 @@ class Cases:
         sample = self._pictures.read_sample(key)
         picture = decode(_image_of(sample))
         info = sample.get("json", {})
-        masks = _masks_of(sample, info, picture.size) if self._truth is None else _chexlocalize_masks(self._truth[key])
-        sentences = {each.get("label"): each.get("prompt") for each in info.get("findings", [])}
+        findings = _findings_of(key, info)
+        if self._truth is None:
+            masks = _masks_of(sample, findings, picture.size)
+        else:
+            masks = _chexlocalize_masks(self._truth[key])
+        sentences = {each["label"]: each.get("prompt") for each in findings}
         for mask in masks.values():
             _check_size(key, mask, picture.size)
         regions = [Region(label, sentences.get(label), mask) for label, mask in masks.items() if mask.any()]
@@ -129,18 +138,33 @@ def _image_of(sample: Mapping[str, Any]) -> bytes:
     return data
 
 
-def _masks_of(sample: Mapping[str, Any], info: Mapping[str, Any], size: tuple[int, int]) -> dict[str, Tensor]:
+def _findings_of(key: str, info: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    findings: list[Mapping[str, Any]] = info.get("findings") or []
+    for each in findings if isinstance(findings, list) else [None]:
+        box = each.get("box") if isinstance(each, dict) else None
+        is_box = box is None or (isinstance(box, list) and len(box) == 4 and all(isinstance(edge, int) for edge in box))
+        if not isinstance(each, dict) or not isinstance(each.get("label"), str) or not is_box:
+            raise ShardError(
+                f"findings of key {ascii(key)} cannot be read; they are a list of objects with a label, and where "
+                "known a prompt and a box [row0, column0, row1, column1] of whole numbers; write them again."
+            )
+    return findings
+
+
+def _masks_of(
+    sample: Mapping[str, Any], findings: Sequence[Mapping[str, Any]], size: tuple[int, int]
+) -> dict[str, Tensor]:
     if "masks.npz" in sample:
         try:
             with np.load(io.BytesIO(sample["masks.npz"]), allow_pickle=False) as stored:
                 return {label: torch.from_numpy(stored[label].astype(bool)) for label in stored.files}
-        except (ValueError, OSError, zipfile.BadZipFile):
+        except (ValueError, OSError, EOFError, KeyError, TypeError, AttributeError, zipfile.BadZipFile, zlib.error):
             raise ShardError(
                 f"masks.npz of key {ascii(sample['__key__'])} cannot be read; it holds one boolean array a label, "
                 "without pickles; write it again."
             ) from None
     masks: dict[str, Tensor] = {}
-    for finding in info.get("findings", []):
+    for finding in findings:
         if finding.get("box"):
             row0, column0, row1, column1 = finding["box"]
             mask = masks.setdefault(finding["label"], torch.zeros(size, dtype=torch.bool))

@@ -13,15 +13,19 @@ from mapstack.metrics.bootstrap import Interval
 _N_SERIES = 6  # as many lines as colours tell apart
 
 
-def draw_charts(summary: Mapping[str, Any], folder: Path) -> None:
-    """Draw the charts of a summary into a folder."""
-    save(_hit_rates(summary), folder / "hit-rate.png")
-    save(_findings(summary), folder / "hit-rate-by-finding.png")
-    save(_curves(summary), folder / "deletion-insertion.png")
-    save(_matrices(summary), folder / "between-texts.png")
-    if len(summary["cascade"]["stages"]) > 1:
-        save(_cascade(summary, "pearson", "correlation with the trained model's map"), folder / "cascade.png")
-        save(_cascade(summary, "between_texts", "correlation between texts"), folder / "cascade-between-texts.png")
+def draw_charts(summary: Mapping[str, Any], folder: Path) -> list[str]:
+    """Draw the charts of a summary into a folder and return their names."""
+    charts = {
+        "hit-rate": _hit_rates(summary),
+        "hit-rate-by-finding": _findings(summary),
+        "deletion-insertion": _curves(summary),
+        "between-texts": _matrices(summary),
+        "cascade": _cascade(summary, "pearson", "correlation with the trained model's map"),
+        "cascade-between-texts": _cascade(summary, "between_texts", "correlation between texts"),
+    }
+    for name, chart in charts.items():
+        save(chart, folder / f"{name}.png")
+    return list(charts)
 
 
 def _hit_rates(summary: Mapping[str, Any]) -> Any:
@@ -76,13 +80,13 @@ def _curve(name: str, points: Sequence[Mapping[str, float]]) -> Curves:
 
 
 def _matrices(summary: Mapping[str, Any]) -> Any:
+    wanted = (("conventional", "signed"), ("conventional", "absolute"), ("stack_normalised", "absolute"))
+    ways = {key: way for key, way in summary["routes"].items() if (way["route"], way["sign"]) in wanted}
+    # In the order of the methods, since the absolute stacks of path methods come from a later stage.
+    methods = list(dict.fromkeys(way["method"] for way in ways.values()))
     shown = {
         f"{way['method']}, {way['route'].replace('_', ' ')}, {way['sign']}": np.array(summary["matrices"][key])
-        for key, way in summary["routes"].items()
-        if way["method"].startswith(("gradient", "occlusion"))
-        and (way["route"], way["sign"])
-        in (("conventional", "signed"), ("conventional", "absolute"), ("stack_normalised", "absolute"))
-        and not way["method"].startswith("gradient_shap")
+        for key, way in sorted(ways.items(), key=lambda each: methods.index(each[1]["method"]))
     }
     return matrices(
         shown,

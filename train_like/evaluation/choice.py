@@ -33,8 +33,9 @@ class Choice:
 
     @property
     def methods(self) -> list[str]:
-        """The candidate of each method whose signed maps hit most."""
-        return [setting.method for setting in self.thresholds if setting.sign == "signed"]
+        """The candidate of each method whose signed maps hit most, and that of the best setting."""
+        signed = [setting.method for setting in self.thresholds if setting.sign == "signed"]
+        return list(dict.fromkeys([*signed, self.best.method]))
 
     @property
     def best(self) -> Setting:

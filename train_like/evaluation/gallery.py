@@ -38,14 +38,14 @@ def draw_gallery(maker: MapMaker, texts: Texts, test: Cases, best: Setting, fold
 
 def draw_paper_figures(config: EvaluateConfig, choice: Choice, maker: MapMaker, folder: Path) -> None:
     """Draw Fig. 1 with the chosen candidates and saliency, and Fig. 2 with the best one."""
-    blocks = {name: maker.methods[name].describe() for name in choice.methods}
+    methods = {name: maker.methods[name] for name in choice.methods}
     draw_figures(
         FiguresConfig(
             model=config.model,
             data=replace(config.data, limit=_N_EACH),
             prompts=PromptsConfig(file=config.prompts.file, classes=config.prompts.classes),
-            figure_1=[{"name": "saliency"}, *blocks.values()],
-            figure_2=blocks.get(choice.best.method, next(iter(blocks.values()))),
+            figure_1=[{"name": "saliency"}, *methods.values()],
+            figure_2=methods[choice.best.method],
             output=str(folder),
             seed=config.seed,
         )

@@ -68,7 +68,7 @@ class MapMaker:
             if not method.is_linear:
                 raise ConfigError(
                     f"candidate '{name}' is not linear; candidates are signed and linear, and their absolute values "
-                    "are scored beside them (those of gradient are saliency); name gradient for saliency."
+                    "are scored beside them; name gradient in the place of saliency."
                 )
         self.model = model
         self.methods = methods
@@ -126,10 +126,9 @@ class MapMaker:
 
     def projected_absolute(self, stack: Projectable, texts: Mapping[TextKey, tuple[str, ...]]) -> TextMaps:
         """Project the absolute values of a stack on texts: `sum_i (tau * T_p)_i |F_i|`."""
-        directions = self.directions(texts)
-        axes = torch.eye(directions.shape[1], dtype=directions.dtype, device=directions.device)
-        rows = stack.project(axes)[0].abs_()
-        return TextMaps(_rows(texts), (stack.density * torch.einsum("nd,dhw->nhw", directions, rows)).cpu())
+        rows = stack.axis_maps()[0].abs()
+        values = stack.density * torch.einsum("nd,dhw->nhw", self.directions(texts), rows)
+        return TextMaps(_rows(texts), values.cpu())
 
     def _embed(self, text: str) -> Float[Tensor, " embed_dim"]:
         return self.model.text_directions([text])[0]

@@ -257,8 +257,7 @@ def _cascade(summary: Values) -> str:
 
 
 def _pictures(summary: Values) -> str:
-    charts = ("hit-rate", "hit-rate-by-finding", "deletion-insertion", "between-texts", "cascade")
-    shown = [*charts, "cascade-between-texts", *(f"best/{name}" for name in summary["gallery"])]
+    shown = [*summary["charts"], *(f"best/{name}" for name in summary["gallery"])]
     return "\n\n".join(["## Pictures", *(f"![{name}](figures/{name}.png)" for name in shown)])
 
 

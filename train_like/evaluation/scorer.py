@@ -41,7 +41,7 @@ class Scorer:
     def __init__(self, config: EvaluateConfig) -> None:
         model = load_model(config.model.name, config.model.checkpoint).to(device_of(config))
         self.maker = MapMaker(model, method_names(config.candidates), config.seed)
-        self.texts = Texts(load_prompt_set(prompt_file(config)), config.prompts.against)
+        self.texts = Texts(load_prompt_set(prompt_file(config)), config.prompts.against, config.prompts.classes)
         truth = read_ground_truth(config.ground_truth)
         self.validation = Cases(config.validation, model.preprocessing, truth, config.n_validation)
         self.test = Cases(config.data, model.preprocessing, truth, config.n)

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from mapstack.errors import ConfigError
+from mapstack.errors import ConfigError, unknown_name
 from mapstack.prompts import PromptSet
 from train_like.evaluation.cases import Case
 from train_like.evaluation.settings import FORMS
@@ -43,19 +43,23 @@ class Texts:
     """The texts of a prompt set, by form and class label.
 
     Args:
-        prompt_set: The classes that are explained.
+        prompt_set: The classes and their sentences.
         against: The class label or free text that contrasts are made with.
+        classes: The class labels that are explained; None for all.
 
     Raises:
-        ConfigError: `against` is empty.
+        ConfigError: `against` is empty, or a class is not in the set.
     """
 
-    def __init__(self, prompt_set: PromptSet, against: str | None) -> None:
+    def __init__(self, prompt_set: PromptSet, against: str | None, classes: Sequence[str] | None = None) -> None:
         if not against:
             raise ConfigError(
                 "prompts.against is not set; contrasts need the text of a normal picture; set it, such as 'No Finding'."
             )
-        self.labels = prompt_set.labels
+        for label in classes or ():
+            if label not in prompt_set.labels:
+                raise ConfigError(unknown_name("class", label, prompt_set.labels))
+        self.labels = tuple(label for label in prompt_set.labels if classes is None or label in classes)
         self.against = against
         self._sentences = {entry.label: entry.prompts for entry in prompt_set.classes}
 
@@ -66,7 +70,7 @@ class Texts:
 
     def located(self, case: Case) -> list[str]:
         """Return the labels of a picture that have a text and a region."""
-        return [region.label for region in case.regions if region.label in self._sentences]
+        return [region.label for region in case.regions if region.label in self.labels]
 
     def of(self, case: Case, labels: Sequence[str]) -> dict[TextKey, tuple[str, ...]]:
         """Return the texts of some classes in every form, and what they are contrasted with.

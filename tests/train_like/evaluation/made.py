@@ -184,4 +184,4 @@ def summarised(journal: Journal, choice: Choice, **keys: Sequence[str]) -> dict[
 
 def summary_of(journal: Journal) -> dict[str, Any]:
     """A summary as the report takes it."""
-    return summarised(journal, CHOICE) | {"seconds": 3, "gallery": ["edema-1"]}
+    return summarised(journal, CHOICE) | {"seconds": 3, "gallery": ["edema-1"], "charts": ["hit-rate", "cascade"]}

@@ -132,7 +132,7 @@ def first(narrow: None, tmp_path_factory: pytest.TempPathFactory) -> Run:
 @pytest.fixture
 def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Draw nothing: drawing takes longer than scoring."""
-    monkeypatch.setattr(command, "draw_charts", lambda *_: None)
+    monkeypatch.setattr(command, "draw_charts", lambda *_: [])
     monkeypatch.setattr(command, "draw_gallery", lambda *_: [])
     monkeypatch.setattr(command, "draw_paper_figures", lambda *_: None)
 
@@ -288,7 +288,7 @@ def test_a_stopped_evaluation_does_the_torn_picture_again(first: Run, copy: Path
     assert evaluate(first.config, f"output={copy.parent}")[0] == 0
     assert copy.read_bytes() == whole
     again = json.loads((copy.parent / "metrics.json").read_text(encoding="utf-8"))
-    unlike = {"seconds", "gallery"}
+    unlike = {"seconds", "gallery", "charts"}
     assert {key: each for key, each in again.items() if key not in unlike} == {
         key: each for key, each in first.metrics().items() if key not in unlike
     }
@@ -347,7 +347,10 @@ def test_scores_of_another_configuration_are_not_continued(first: Run, override:
         (["prompts.against=null"], "prompts.against is not set; contrasts need the text of a normal picture; set it"),
         (["prompts.file=null"], "prompts.file is not set; the evaluation needs classes and their prompts"),
         (["n_axes=2"], "3 candidates, n_matrix 1 and n_axes 2 make no evaluation; there is at least one candidate"),
-        (["smoothing_px=[]"], "smoothing_px is []; it lists standard deviations of at least 0 px; write [0]."),
+        (["smoothing_px=[99]"], "smoothing_px is [99.0]; it lists standard deviations of 0 to 32 px; write [0]."),
+        (["data.limit=3"], "data.limit is set; the evaluation embeds each text of a prompt set by itself and counts"),
+        (["prompts.classes=[Nosuch]"], "class 'Nosuch' is unknown; choose one of"),
+        (["smoothing_px=[]"], "smoothing_px is []; it lists standard deviations of 0 to 32 px; write [0]."),
         (["candidates=[{name: saliency}]"], "candidate 'saliency' is not linear; candidates are signed and linear"),
         (["candidates=[{name: gradiant}]"], "Did you mean 'gradient'?"),
         (["n_validatoin=1"], "n_validation"),

@@ -51,6 +51,14 @@ def test_of_equals_the_first_is_chosen_whatever_the_picture() -> None:
     assert choice.n_pictures == 2
 
 
+def test_the_best_candidate_is_scored_by_every_route_though_its_signed_maps_lost() -> None:
+    blurred = Setting(BLUR.method, "conventional", "absolute")
+    hits = {BLACK: (1, 0), BLUR: (0, 0), blurred: (1, 1)}
+    choice = choose(by_picture(*({each: {"Edema": row(hit[i])} for each, hit in hits.items()} for i in (0, 1))))
+    assert choice.best == blurred
+    assert choice.methods == [BLACK.method, BLUR.method]
+
+
 def test_each_method_and_sign_gets_its_own_candidate_and_setting() -> None:
     absolute = Setting("occlusion (black)", "conventional", "absolute", "label", True, 6.0)
     hits = {SIGNED: 0, ABSOLUTE: 1, BLACK: 0, BLUR: 1, absolute: 1}

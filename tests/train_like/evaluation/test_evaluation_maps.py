@@ -136,7 +136,9 @@ def test_each_text_is_embedded_once(case: Case, texts: dict[TextKey, tuple[str, 
 
 
 def test_a_candidate_that_is_not_linear_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"candidate 'second' is not linear; .*; name gradient for saliency\."):
+    with pytest.raises(
+        ConfigError, match=r"candidate 'second' is not linear; .*; name gradient in the place of saliency\."
+    ):
         MapMaker(MODEL, {"first": Gradient(), "second": Saliency()}, seed=0)
 
 

