@@ -49,7 +49,7 @@ test: install
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --jaxtyping-packages=mapstack,beartype.beartype -m 'not long'
 
 test-long: install
-	$(BIN)/pytest --jaxtyping-packages=mapstack,beartype.beartype --timeout=3600
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --long --jaxtyping-packages=mapstack,beartype.beartype --timeout=3600
 
 check: install
 	$(BIN)/ruff format --check .

@@ -1,4 +1,4 @@
-"""YAML files and `key=value` overrides, merged into dataclasses.
+"""YAML files and `key=value` overrides, merged into dataclasses, and the checks that dataclasses share.
 
 The only file that knows OmegaConf. Every wrong key or value becomes a `ConfigError` of one sentence that names the key.
 """
@@ -111,3 +111,23 @@ def _keys_beside(kind: type, full_key: str, prefix: str) -> list[str]:
 
 def _first_line(error: Exception) -> str:
     return str(error).split("\n", maxsplit=1)[0]
+
+
+def one_of(key: str, value: str, choices: Sequence[str]) -> None:
+    """Refuse a value that is none of the choices.
+
+    Raises:
+        ConfigError: It is none; the message names the nearest.
+    """
+    if value not in choices:
+        raise ConfigError(unknown_name(key, value, choices))
+
+
+def at_least(key: str, value: int | float | None, least: int | float) -> None:
+    """Refuse a number that is too small; None is left alone.
+
+    Raises:
+        ConfigError: It is smaller.
+    """
+    if value is not None and value < least:
+        raise ConfigError(f"{key} is {value}; it must be at least {least}; correct it.")

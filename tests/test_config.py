@@ -7,17 +7,9 @@ from typing import Any
 import pytest
 
 from mapstack import config as configuration
-from mapstack.config import (
-    Config,
-    EvaluateConfig,
-    FiguresConfig,
-    FitConfig,
-    ShardsConfig,
-    WeightsConfig,
-    load_config,
-    make_method_from,
-)
+from mapstack.config import Config, load_config, make_method_from
 from mapstack.errors import ConfigError
+from mapstack.job_configs import EvaluateConfig, FiguresConfig, FitConfig, ShardsConfig, WeightsConfig
 from mapstack.methods import CaptumMethod, Gradient, GradientShap, IntegratedGradients, Occlusion, Saliency
 
 CONFIGS = Path(__file__).parents[1] / "configs"

@@ -10,8 +10,8 @@ from typing import Any
 from tqdm import tqdm
 
 from mapstack import __version__
-from mapstack.config import EvaluateConfig
 from mapstack.errors import InputError
+from mapstack.job_configs import EvaluateConfig
 from train_like.errors import DONE
 from train_like.evaluation.charts import draw_charts
 from train_like.evaluation.choice import Choice, choose

@@ -23,8 +23,8 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 from transformers import BertTokenizerFast
 
-from mapstack.config import FitConfig
 from mapstack.images import MEDCLIP
+from mapstack.job_configs import FitConfig
 from mapstack.models import load_model, normalised
 from mapstack.models.medclip import build_medclip, write_medclip
 from mapstack.phantom import LABELS

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from mapstack.config import ShardsConfig
+from mapstack.job_configs import ShardsConfig
 from train_like.errors import DONE
 from train_like.result import Result
 from train_like.tarshards import phantom_samples, write_shards

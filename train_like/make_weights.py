@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from mapstack.config import WeightsConfig
 from mapstack.errors import ConfigError
+from mapstack.job_configs import WeightsConfig
 from mapstack.models import load_model
 from mapstack.models.medclip import save_random_medclip
 from train_like.errors import DONE

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from mapstack.config import FitConfig
+from mapstack.job_configs import FitConfig
 from mapstack.phantom import LABELS
 from train_like.phantom_data import N_FILMS
 

@@ -7,11 +7,11 @@ from typing import Any
 
 from tqdm import tqdm
 
-from mapstack.config import FiguresConfig
 from mapstack.errors import ConfigError
 from mapstack.explainer import Explainer, Explanation
 from mapstack.figures import figure_1, figure_2, save
 from mapstack.images import Prepared, prepare
+from mapstack.job_configs import FiguresConfig
 from mapstack.methods import Method
 from mapstack.models import EmbeddingModel, load_model
 from mapstack.overlay import Picture as Pixels

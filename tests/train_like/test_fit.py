@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 from transformers import BertTokenizerFast
 
-from mapstack.config import FitConfig
 from mapstack.errors import ConfigError
 from mapstack.images import MEDCLIP
+from mapstack.job_configs import FitConfig
 from mapstack.models import load_model
 from mapstack.models.medclip import build_medclip
 from mapstack.phantom import LABELS, NO_FINDING

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers import BertTokenizerFast
 
-from mapstack.config import FitConfig
+from mapstack.job_configs import FitConfig
 from mapstack.models.medclip import MedCLIPText, build_medclip
 from mapstack.phantom import LABELS
 from tests.toys import SMALL_TEXT, SMALL_VISION, VOCABULARY

@@ -7,8 +7,9 @@ import numpy as np
 from jaxtyping import Bool
 from torch import Tensor
 
-from mapstack.config import EvaluateConfig, FiguresConfig, PromptsConfig
+from mapstack.config import PromptsConfig
 from mapstack.figures import overlay_figure, save
+from mapstack.job_configs import EvaluateConfig, FiguresConfig
 from train_like.evaluation.cases import Case, Cases, Region
 from train_like.evaluation.choice import Choice
 from train_like.evaluation.maps import MapMaker

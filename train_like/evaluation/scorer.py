@@ -11,8 +11,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mapstack.config import EvaluateConfig
 from mapstack.errors import ConfigError
+from mapstack.job_configs import EvaluateConfig
 from mapstack.models import load_model
 from mapstack.prompts import load_prompt_set
 from train_like.evaluation.cases import Cases, read_ground_truth

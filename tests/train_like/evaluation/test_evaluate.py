@@ -15,9 +15,10 @@ import pytest
 import torch
 from PIL import Image
 
-from mapstack.config import DataConfig, EvaluateConfig, load_config
+from mapstack.config import DataConfig, load_config
 from mapstack.explainer import Explainer
 from mapstack.images import MEDCLIP
+from mapstack.job_configs import EvaluateConfig
 from mapstack.methods import make_method
 from mapstack.metrics.chexlocalize import MIMIC_LABELS, hit, read_masks, true_positive_iou
 from mapstack.metrics.rle import decode_mask
