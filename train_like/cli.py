@@ -8,20 +8,29 @@ from collections.abc import Sequence
 from importlib import import_module
 from typing import Any
 
+from mapstack.config_files import load_config
 from mapstack.errors import MapstackError
 from train_like.errors import STOPPED, exit_code, status
 from train_like.result import Result
 
 # Where each command lives, its configuration, and what it does.
 _COMMANDS = {
-    "extract": ("train_like.extract:extract", "Config", "input shards -> stack store"),
-    "project": ("train_like.project:project", "Config", "stack store + prompts -> maps, without the image model"),
-    "figures": ("train_like.paper_figures:draw_figures", "FiguresConfig", "the paper's Fig. 1 and Fig. 2"),
+    "extract": ("train_like.extract:extract", "config:Config", "input shards -> stack store"),
+    "project": (
+        "train_like.project:project",
+        "config:Config",
+        "stack store + prompts -> maps, without a model",
+    ),
+    "figures": ("train_like.paper_figures:draw_figures", "job_configs:FiguresConfig", "the paper's Fig. 1 and Fig. 2"),
     "verify": ("train_like.check_store:check_store", None, "re-read every record against its checksum"),
-    "evaluate": ("train_like.evaluate:evaluate", "EvaluateConfig", "metrics against boxes or masks -> a report"),
-    "shards": ("train_like.make_shards:make_shards", "ShardsConfig", "datasets in"),
-    "fit": ("train_like.fit:fit", "FitConfig", "train the demo model on phantoms"),
-    "weights": ("train_like.make_weights:make_weights", "WeightsConfig", "a checkpoint folder"),
+    "evaluate": (
+        "train_like.evaluate:evaluate",
+        "job_configs:EvaluateConfig",
+        "metrics against masks or boxes",
+    ),
+    "shards": ("train_like.make_shards:make_shards", "job_configs:ShardsConfig", "datasets in"),
+    "fit": ("train_like.fit:fit", "job_configs:FitConfig", "train the demo model on phantoms"),
+    "weights": ("train_like.make_weights:make_weights", "job_configs:WeightsConfig", "a checkpoint folder"),
 }
 
 
@@ -74,7 +83,8 @@ def _run(options: argparse.Namespace) -> Result:
     if schema is None:
         argument = options.store
     else:
-        config = import_module("mapstack.config")
-        argument = config.load_config(getattr(config, schema), options.config, options.overrides)
+        file, name = schema.split(":")
+        dataclass = getattr(import_module(f"mapstack.{file}"), name)
+        argument = load_config(dataclass, options.config, options.overrides)
     result: Result = getattr(import_module(module), function)(argument)
     return result
