@@ -1,7 +1,6 @@
 """The sanity check: the same maps while the weights that they explain are randomised stage by stage."""
 
 from collections.abc import Mapping
-from itertools import chain
 
 import torch
 from jaxtyping import Float
@@ -23,11 +22,11 @@ _ClassMaps = Mapping[Setting, Float[Tensor, "n_labels height width"]]
 def run_cascade(maker: MapMaker, texts: Texts, case: Case) -> dict[str, dict[str, dict[str, float]]]:
     """Score the maps of a picture under each step of the cascade: by stage, setting and metric."""
     trained = _class_maps(maker, texts, case)
-    steps = [(TRAINED, maker.model)]
-    return {
-        name: _compare(MapMaker(model, maker.methods, maker.seed), texts, case, trained)
-        for name, model in chain(steps, cascade(maker.model, maker.seed))
-    }
+    scores = {TRAINED: _compare(texts, case, trained, trained)}
+    for name, model in cascade(maker.model, maker.seed):
+        randomised = _class_maps(MapMaker(model, maker.methods, maker.seed), texts, case)
+        scores[name] = _compare(texts, case, randomised, trained)
+    return scores
 
 
 def _class_maps(maker: MapMaker, texts: Texts, case: Case) -> _ClassMaps:
@@ -35,25 +34,27 @@ def _class_maps(maker: MapMaker, texts: Texts, case: Case) -> _ClassMaps:
     wanted = {key: value for key, value in texts.of(case, texts.labels).items() if key.form == "ensemble"}
     maps: dict[Setting, Tensor] = {}
     for method in maker.methods:
-        conventional = maker.direct(method, case, wanted)
+        stack = maker.stack(method, case) if maker.serves_both(method) else None
+        # Projected it is the direct map again (the matrix measures their agreement), without a second run of the model.
+        conventional = maker.direct(method, case, wanted) if stack is None else maker.projected(stack, wanted)
         ways: list[tuple[Route, Sign, TextMaps]] = [
             ("conventional", "signed", conventional),
             ("conventional", "absolute", conventional),
         ]
-        if maker.serves_both(method):
-            ways.append(("stack_normalised", "absolute", maker.projected_absolute(maker.stack(method, case), wanted)))
+        if stack is not None:
+            ways.append(("stack_normalised", "absolute", maker.projected_absolute(stack, wanted)))
         for route, sign, made in ways:
             setting = Setting(method, route, sign)
             maps[setting] = torch.stack([made.setting_map(setting, label, texts) for label in texts.labels])
     return maps
 
 
-def _compare(maker: MapMaker, texts: Texts, case: Case, trained: _ClassMaps) -> dict[str, dict[str, float]]:
+def _compare(texts: Texts, case: Case, randomised: _ClassMaps, trained: _ClassMaps) -> dict[str, dict[str, float]]:
     """Compare the map of the first finding with that of the trained model, and the maps of all classes."""
     region = next(region for region in case.regions if region.label in texts.labels)
     row = texts.labels.index(region.label)
     scores: dict[str, dict[str, float]] = {}
-    for setting, maps in _class_maps(maker, texts, case).items():
+    for setting, maps in randomised.items():
         before, now = trained[setting][row], maps[row]
         scores[setting.key] = {
             "pearson": pearson(before, now),

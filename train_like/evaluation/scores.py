@@ -1,5 +1,6 @@
 """The numbers that a map gets."""
 
+import hashlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -95,11 +96,19 @@ def faithfulness(
 
 
 def logit_of(embed: Callable[[Tensor], Tensor], direction: Float[Tensor, " embed_dim"]) -> Score:
-    """Return the function from pictures to the logit of one direction."""
+    """Return the function from pictures to the logit of one direction.
+
+    It remembers what it answered: infidelity disturbs a picture in the same way for every map of it, and is half the
+    cost of a picture otherwise.
+    """
+    known: dict[bytes, Tensor] = {}
 
     def score(pixel_values: Tensor) -> Tensor:
-        with torch.no_grad():
-            return torch.nn.functional.normalize(embed(pixel_values)) @ direction
+        digest = hashlib.blake2b(pixel_values.detach().cpu().contiguous().numpy()).digest()
+        if digest not in known:
+            with torch.no_grad():
+                known[digest] = torch.nn.functional.normalize(embed(pixel_values)) @ direction
+        return known[digest]
 
     return score
 
