@@ -49,6 +49,8 @@ _START_WEIGHT = 4.0
 # Shares of the steps: until the first pictures are left as they are, from the second on all alterations come.
 _PLAIN, _ALTERED = 0.15, 0.5
 _KEEP_EVERY = 500  # steps
+# The closing steps see most pictures as they are, which is how the model will be asked.
+_CLOSING_RATE, _CLOSING_STRENGTH = 0.2, 0.25
 _RARE = -3.0  # [logit]: a cell seldom holds a finding
 
 
@@ -62,16 +64,23 @@ def fit(config: FitConfig) -> Result:
     vocabulary = build_vocabulary([*_sentences(train), *_sentences(test), *_prompts(prompt_set)])
     sizes = {"vision": dict(config.vision), "text": {**config.text, "vocab_size": len(vocabulary)}}
     folder = Path(config.output)
-    module = PhantomFit(build_medclip("vit", sizes), _tokenizer(vocabulary, folder), config)
-    _train(module, PhantomPairs(train, prompt_set, module.n_cells, config.seed), config)
-    write_medclip(folder, module.averaged(), sizes=sizes, vocabulary=vocabulary, note=NOTE)
+    trained = [PhantomFit(build_medclip("vit", sizes), _tokenizer(vocabulary, folder), config)]
+    pairs = PhantomPairs(train, prompt_set, trained[0].n_cells, config.seed)
+    _train(trained[0], pairs, config)
+    if config.n_closing_steps:
+        trained.append(trained[0].closing())
+        _train(trained[1], pairs, config)
+    write_medclip(folder, trained[-1].averaged(), sizes=sizes, vocabulary=vocabulary, note=NOTE)
+    for module in trained:
+        module.kept_at.unlink(missing_ok=True)
     accuracy = zero_shot_accuracy(folder, test, prompt_set)
-    n_parameters = sum(parameter.numel() for parameter in module.model.parameters())
-    write_card(folder, config, accuracy, n_parameters=n_parameters, seconds=module.seconds)
+    n_parameters = sum(parameter.numel() for parameter in trained[0].model.parameters())
+    seconds = sum(module.seconds for module in trained)
+    write_card(folder, config, accuracy, n_parameters=n_parameters, seconds=seconds)
     summary = {
         "output": config.output,
         "accuracy": {name: round(value, 4) for name, value in accuracy.items()},
-        "seconds": round(module.seconds),
+        "seconds": round(seconds),
         "bytes": sum(path.stat().st_size for path in folder.iterdir()),
     }
     return Result(DONE, summary)
@@ -89,9 +98,12 @@ class PhantomFit(lightning.LightningModule):
         model: Upstream's `MedCLIPModel`.
         tokenizer: For the sentences.
         config: Steps and rates.
+        is_closing: Whether these are the closing steps.
 
     Attributes:
+        n_steps: Of the optimiser.
         seconds: Time of the training, that before a stop included.
+        kept_at: File of what a stopped training goes on from.
 
     Source:
         Wang et al., "MedCLIP: contrastive learning from unpaired medical images and text", EMNLP 2022, eq. 4 to 8:
@@ -99,9 +111,14 @@ class PhantomFit(lightning.LightningModule):
         of the logits, both ways.
     """
 
-    def __init__(self, model: Any, tokenizer: BertTokenizerFast, config: FitConfig) -> None:
+    def __init__(
+        self, model: Any, tokenizer: BertTokenizerFast, config: FitConfig, *, is_closing: bool = False
+    ) -> None:
         super().__init__()
         self.model = model
+        self.is_closing = is_closing
+        self.n_steps = config.n_closing_steps if is_closing else config.n_steps
+        self.kept_at = _kept_at(config, is_closing)
         self._average = copy.deepcopy(model).requires_grad_(False)
         swin = model.vision_model.model.config
         # What transformers gives of a stage is already merged into the cells of the next.
@@ -129,8 +146,16 @@ class PhantomFit(lightning.LightningModule):
         seen = torch.stack([pair.seen for pair in pairs])
         loss = semantic_matching_loss(logits, seen.to(self.device), said.to(self.device))
         self.log("loss", loss)
+        if self._start_weight() == 0:
+            return loss
         stages = [*found["hidden_states"][1:-1], found["last_hidden_state"]]
         return loss + self._start_weight() * self._start_loss(stages, pairs)
+
+    def closing(self) -> "PhantomFit":
+        """Return the training that goes on from the averaged weights for the closing steps."""
+        model = copy.deepcopy(self.model)
+        model.load_state_dict(self.averaged())
+        return PhantomFit(model, self._tokenizer, self._config, is_closing=True)
 
     def _embed(self, sentences: list[str]) -> Float[Tensor, "texts embed_dim"]:
         """Embed sentences as inference does, each without padding: upstream's mean would run over the padding."""
@@ -155,13 +180,18 @@ class PhantomFit(lightning.LightningModule):
         return total
 
     def _start_weight(self) -> float:
-        return _START_WEIGHT * max(0.0, 1 - 1.5 * self.global_step / self._config.n_steps)
+        return 0.0 if self.is_closing else _START_WEIGHT * max(0.0, 1 - 1.5 * self.global_step / self.n_steps)
 
     def on_train_batch_start(self, *_: Any) -> None:
         """Alter more and more pictures; the loader reads in this process, so that it is obeyed at once."""
-        done = self.global_step / self._config.n_steps
         loader: Any = self.trainer.train_dataloader
-        loader.dataset.strength = min(1.0, max(0.0, (done - _PLAIN) / (_ALTERED - _PLAIN)))
+        loader.dataset.strength = self.strength()
+
+    def strength(self) -> float:
+        """Return how often the pictures of this step are altered (see `PhantomPairs`)."""
+        if self.is_closing:
+            return _CLOSING_STRENGTH
+        return min(1.0, max(0.0, (self.global_step / self.n_steps - _PLAIN) / (_ALTERED - _PLAIN)))
 
     def on_train_batch_end(self, *_: Any) -> None:
         """Move the running average of the weights, which is what is kept."""
@@ -192,12 +222,9 @@ class PhantomFit(lightning.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """Return AdamW with a one-cycle schedule."""
-        optimiser = torch.optim.AdamW(
-            self.parameters(), lr=self._config.learning_rate, weight_decay=self._config.weight_decay
-        )
-        schedule = torch.optim.lr_scheduler.OneCycleLR(
-            optimiser, self._config.learning_rate, total_steps=self._config.n_steps, pct_start=0.1
-        )
+        rate = self._config.learning_rate * (_CLOSING_RATE if self.is_closing else 1.0)
+        optimiser = torch.optim.AdamW(self.parameters(), lr=rate, weight_decay=self._config.weight_decay)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, rate, total_steps=self.n_steps, pct_start=0.1)
         return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
@@ -254,13 +281,15 @@ def _train(module: PhantomFit, pairs: PhantomPairs, config: FitConfig) -> None:
     loader = DataLoader(
         pairs, batch_size=config.batch_size, sampler=PatientOrder(len(pairs)), drop_last=True, collate_fn=list
     )
-    path = _resume_path(config)
+    path = module.kept_at
     keep = ModelCheckpoint(path.parent, path.stem, every_n_train_steps=_KEEP_EVERY, enable_version_counter=False)
-    pairs.strength = 0.0  # the loader fetches the first batch before any hook runs
+    if module.is_closing:  # so that it can be repeated by itself
+        lightning.seed_everything(config.seed + 1, verbose=False)
+    pairs.strength = module.strength()  # the loader fetches the first batch before any hook runs
     trainer = lightning.Trainer(
         accelerator="auto",
         devices=1,
-        max_steps=config.n_steps,
+        max_steps=module.n_steps,
         logger=False,
         enable_model_summary=False,
         callbacks=[FitProgress(), keep],
@@ -273,13 +302,12 @@ def _train(module: PhantomFit, pairs: PhantomPairs, config: FitConfig) -> None:
         # The order of the pictures is drawn anew on the way.
         warnings.filterwarnings("ignore", message="You're resuming from a checkpoint that ended before the epoch")
         trainer.fit(module, loader, ckpt_path=path if path.exists() else None)
-    path.unlink(missing_ok=True)
 
 
-def _resume_path(config: FitConfig) -> Path:
+def _kept_at(config: FitConfig, is_closing: bool) -> Path:
     """Return where a fit of this configuration keeps what it needs to go on after a stop."""
     digest = hashlib.sha256(json.dumps(dataclasses.asdict(config), sort_keys=True).encode()).hexdigest()
-    return Path(config.cache) / f"fit-{digest[:12]}.ckpt"
+    return Path(config.cache) / f"fit-{digest[:12]}{'-closing' * is_closing}.ckpt"
 
 
 def _reader(width: int) -> nn.Module:

@@ -32,7 +32,7 @@ lightened in training, so that attribution methods ask about pictures of a kind 
 ## Training
 
 `python -m train_like fit configs/phantom_fit.yaml`: {n_steps:,} steps of {batch_size} films, AdamW with a one-cycle \
-rate up to {learning_rate:g}, averaged weights, seed {seed}; {minutes:.0f} minutes on {machine}. The loss is \
+rate up to {learning_rate:g}, averaged weights{closing}, seed {seed}; {minutes:.0f} minutes on {machine}. The loss is \
 MedCLIP's semantic matching loss (Wang et al., 2022). MedCLIP starts from pretrained towers; in their place a second \
 loss, which falls to zero after two thirds of the steps, tells the image tower in which cells of the picture the \
 findings lie. So the model was shown where findings are, which MedCLIP was not: its maps may be better located.
@@ -77,6 +77,8 @@ def write_card(
         batch_size=config.batch_size,
         learning_rate=config.learning_rate,
         seed=config.seed,
+        closing=f", then {config.n_closing_steps:,} at a fifth of the rate, on pictures of which few are altered"
+        * (config.n_closing_steps > 0),
         minutes=seconds / 60,
         machine="a GPU" if torch.cuda.is_available() else f"{os.cpu_count()} processor cores",
         n_test=config.n_test,

@@ -225,3 +225,36 @@ def test_the_decay_of_the_average_ends_at_0_998(module: PhantomFit, monkeypatch:
     module.on_train_batch_end()
     kept = module.averaged()["vision_model.projection_head.weight"]
     assert torch.allclose(kept, 0.998 * before + 0.002 * 1000, rtol=1e-4)
+
+
+def test_the_closing_steps_go_on_from_the_average_without_the_start_loss(
+    module: PhantomFit, logged: dict[str, Tensor]
+) -> None:
+    with torch.no_grad():
+        for parameter in module.model.parameters():
+            parameter.add_(0.1)
+    closing = module.closing()
+    for name, value in closing.model.state_dict().items():
+        assert torch.equal(value, module.averaged()[name]), name
+        assert torch.equal(value, closing.averaged()[name]), name
+    assert not torch.equal(closing.model.logit_scale, module.model.logit_scale)
+    assert closing.kept_at != module.kept_at
+    closing.log = logged.__setitem__  # type: ignore[assignment]
+    loss = closing.training_step(three_pairs(), 0)
+    assert loss == logged["loss"]
+
+
+def test_the_closing_steps_alter_few_pictures_at_a_low_rate(
+    tokens: BertTokenizerFast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = FitConfig(n_steps=100, n_closing_steps=40)
+    model = untrained(tokens, VISION).model
+    main, closing = (PhantomFit(model, tokens, config, is_closing=is_closing) for is_closing in (False, True))
+    assert (main.n_steps, closing.n_steps) == (100, 40)
+    monkeypatch.setattr(PhantomFit, "global_step", 90)
+    assert (main.strength(), closing.strength()) == (1.0, 0.25)
+    peaks = [
+        fit.configure_optimizers()["lr_scheduler"]["scheduler"].optimizer.param_groups[0]["max_lr"]
+        for fit in (main, closing)
+    ]
+    assert peaks == pytest.approx([1e-3, 2e-4])

@@ -104,7 +104,7 @@ def logit_of(embed: Callable[[Tensor], Tensor], direction: Float[Tensor, " embed
     known: dict[bytes, Tensor] = {}
 
     def score(pixel_values: Tensor) -> Tensor:
-        digest = hashlib.blake2b(pixel_values.detach().cpu().contiguous().numpy()).digest()
+        digest = hashlib.blake2b(pixel_values.detach().cpu().numpy().tobytes()).digest()
         if digest not in known:
             with torch.no_grad():
                 known[digest] = torch.nn.functional.normalize(embed(pixel_values)) @ direction
