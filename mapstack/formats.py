@@ -50,6 +50,12 @@ _REFUSED_SIGNATURES = (
 MAX_SIDE_PX = 16_384
 _MAX_ASPECT = 16
 _BIT_DEPTHS = (8, 10, 12, 14, 16)
+_STRIP_PX = 256
+# What Pillow walks in Python. Real files have some tens of segments, and chunks of several kilobytes.
+_MAX_PARTS = 4096
+_MIN_CHUNK_BYTES = 1024
+_START_OF_SCAN = 0xDA
+_MARKERS_WITH_LENGTH = frozenset((*range(0xC0, 0xD0), *range(0xDA, 0xF0), 0xFE)) - {0xC8}
 _EXIF_ORIENTATION = 0x0112
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -73,11 +79,13 @@ def open_upright(data: bytes, max_pixels: int) -> Image.Image:
     """
     file_format = _format_of(data)
     with _parsing(data, file_format):
+        if file_format == "PNG":
+            _check_chunks(data)
+        else:
+            _check_markers(data)
         image = _OPENERS[file_format](io.BytesIO(data))
         check_shape(image.height, image.width, max_pixels)
         _check_kind(image, data, file_format)
-        if file_format == "PNG":
-            _check_chunks(data)
         image.load()
         turn = _UPRIGHT.get(image.getexif().get(_EXIF_ORIENTATION, 1))
         image = _to_grey_or_rgb(image)
@@ -143,19 +151,44 @@ def _check_kind(image: Image.Image, data: bytes, file_format: str) -> None:
 
 
 def _check_chunks(data: bytes) -> None:
-    """Refuse a PNG with a wrong checksum or a missing end, of which Pillow alone says nothing.
+    """Refuse a PNG with a wrong checksum or a missing end, of which Pillow alone says nothing, or of countless chunks.
 
     Raises:
-        ValueError: A checksum is wrong.
+        ValueError: A checksum is wrong, or the chunks are many and tiny.
         struct.error: The file ends early.
     """
-    view, at, kind = memoryview(data), len(_PNG_SIGNATURE), b""
-    while kind != b"IEND":
+    view, at = memoryview(data), len(_PNG_SIGNATURE)
+    for _ in range(_MAX_PARTS + len(data) // _MIN_CHUNK_BYTES):
         length, kind = struct.unpack_from(">I4s", view, at)
         (checksum,) = struct.unpack_from(">I", view, at + 8 + length)
         if zlib.crc32(view[at + 4 : at + 8 + length]) != checksum:
             raise ValueError("a PNG chunk does not match its checksum")
+        if kind == b"IEND":
+            return
         at += 12 + length
+    raise ValueError("a PNG has too many chunks")
+
+
+def _check_markers(data: bytes) -> None:
+    """Refuse a JPEG whose scan does not begin soon, for which Pillow alone would look byte by byte to the end.
+
+    Raises:
+        ValueError: Too many segments and stray bytes come before the scan.
+        IndexError: The file ends before the scan.
+
+    Source:
+        ITU-T T.81, B.1.1: a marker is 0xFF and its kind, after any number of further 0xFF.
+    """
+    at = 2
+    for _ in range(_MAX_PARTS):
+        prefix, kind = data[at], data[at + 1]
+        if prefix != 0xFF or kind == 0xFF:
+            at += 1
+        elif kind == _START_OF_SCAN:
+            return
+        else:
+            at += 2 + (int.from_bytes(data[at + 2 : at + 4], "big") if kind in _MARKERS_WITH_LENGTH else 0)
+    raise ValueError("a JPEG has too much before its scan")
 
 
 def _to_grey_or_rgb(image: Image.Image) -> Image.Image:
@@ -166,11 +199,15 @@ def _to_grey_or_rgb(image: Image.Image) -> Image.Image:
         return Image.fromarray(to_eight_bits(values))
     mode, with_alpha = ("L", "LA") if image.mode in ("1", "L", "LA") else ("RGB", "RGBA")
     plain = Image.new(mode, image.size)
-    if image.has_transparency_data:
-        layered = image.convert(with_alpha)
-        plain.paste(layered.convert(mode), mask=layered.getchannel("A"))
-    else:
-        plain.paste(image.convert(mode))
+    # In strips: at the ceiling of pixels each further copy of the whole would take 200 MB.
+    for top in range(0, image.height, _STRIP_PX):
+        box = (0, top, image.width, min(top + _STRIP_PX, image.height))
+        strip = image.crop(box)
+        if image.has_transparency_data:
+            layered = strip.convert(with_alpha)
+            plain.paste(layered.convert(mode), box, mask=layered.getchannel("A"))
+        else:
+            plain.paste(strip.convert(mode), box)
     return plain
 
 

@@ -1,5 +1,4 @@
 import dataclasses
-import io
 
 import numpy as np
 import pytest
@@ -8,25 +7,10 @@ from PIL import Image
 from transformers import CLIPImageProcessor
 
 from mapstack.errors import ConfigError, ImageError, InputError
-from mapstack.images import MEDCLIP, Inputs, Picture, Preprocessing, collate, decode, from_array, prepare, read
+from mapstack.images import MEDCLIP, Inputs, Preprocessing, collate, decode, from_array, prepare, read
+from tests.picture_files import encode, pixels, random_image
 
 CLIP = Preprocessing(224, (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711), "crop")
-
-
-def random_image(mode: str, height: int = 24, width: int = 17, seed: int = 0) -> Image.Image:
-    channels = len(Image.new(mode, (1, 1)).getbands())
-    values = np.random.default_rng(seed).integers(0, 256, (height, width, channels), dtype=np.uint8)
-    return Image.frombytes(mode, (width, height), values.tobytes())
-
-
-def encode(image: Image.Image, file_format: str = "PNG", **options: object) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, file_format, **options)
-    return buffer.getvalue()
-
-
-def pixels(picture: Picture) -> np.ndarray:
-    return np.asarray(picture.image)
 
 
 # --- files ---

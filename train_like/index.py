@@ -163,7 +163,8 @@ def index_shards(shards: Sequence[str], *, duplicates: Literal["fail", "first"] 
 
     Consecutive members with one key are a sample. A shard that is cut or damaged is walked up to that place: its whole
     samples are entries; the sample before the place is a problem, because parts of it may be missing, and the place
-    itself is another.
+    itself is another. The samples of a shard have a json each, or none has: one that lacks it among others is a
+    problem, too.
 
     Args:
         shards: As `expand_shards` answers.
@@ -234,22 +235,29 @@ class _Indexer:
 
     def add_shard(self, shard: str) -> None:
         self._record(os.path.basename(shard))
+        n_before = len(self.entries)
         group: _Group | None = None
+        damage: str | None = None
         try:
             with ShardReader(shard) as reader:
                 self._record(reader.size)
                 for member in walk_tar(reader):
                     group = self._add_member(shard, group, member)
         except ShardError as error:
-            self._close_damaged(shard, group, error)
-            return
-        if group is None:
-            reason = (
+            damage = f"the shard {error}"
+        if group is not None:
+            if damage is not None:
+                group.flaw = (
+                    "the shard is cut or damaged behind this sample, so parts of it may be missing; repack the shard."
+                )
+            self._close(shard, group)
+        elif damage is None:
+            damage = (
                 f"the shard holds no sample: no member ends in {', '.join(SUFFIXES)}; check that it is the right file."
             )
-            self.problems.append(Problem(None, shard, reason))
-        else:
-            self._close(shard, group)
+        self._settle(n_before)
+        if damage is not None:
+            self.problems.append(Problem(None, shard, damage))
 
     def _add_member(self, shard: str, group: _Group | None, member: TarMember) -> _Group | None:
         split = split_name(member.name)
@@ -264,14 +272,6 @@ class _Indexer:
         group.add(suffix, member)
         return group
 
-    def _close_damaged(self, shard: str, group: _Group | None, error: ShardError) -> None:
-        if group is not None:
-            group.flaw = (
-                "the shard is cut or damaged behind this sample, so parts of it may be missing; repack the shard."
-            )
-            self._close(shard, group)
-        self.problems.append(Problem(None, shard, f"the shard {error}"))
-
     def _close(self, shard: str, group: _Group) -> None:
         if group.key in self.homes:
             self.repeats.append((group.key, shard))
@@ -285,9 +285,23 @@ class _Indexer:
         if flaw is not None:
             self.problems.append(Problem(group.key, shard, flaw))
             return
-        entry = Entry(group.key, shard, tuple(group.members))
-        self._record(entry.key, [(member.suffix, member.offset, member.size) for member in entry.members])
-        self.entries.append(entry)
+        self.entries.append(Entry(group.key, shard, tuple(group.members)))
+
+    def _settle(self, n_before: int) -> None:
+        """Name the samples of the last shard that lack the json which others in it have, and record the rest.
+
+        Where a page was zeroed that held the last members, the tar ends earlier and is sound.
+        """
+        found = self.entries[n_before:]
+        has_json = [any(member.suffix == "json" for member in entry.members) for entry in found]
+        if any(has_json):
+            reason = "it has no json, which other samples of its shard have; restore it, or store none in the shard."
+            self.problems += [
+                Problem(entry.key, entry.shard, reason) for entry, has in zip(found, has_json, strict=True) if not has
+            ]
+            self.entries[n_before:] = [entry for entry, has in zip(found, has_json, strict=True) if has]
+        for entry in self.entries[n_before:]:
+            self._record(entry.key, [(member.suffix, member.offset, member.size) for member in entry.members])
 
     def _record(self, *values: object) -> None:
         # JSON keeps apart what mere joining would not: ("a", "bc") and ("ab", "c").

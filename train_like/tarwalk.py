@@ -13,7 +13,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import suppress
 from types import TracebackType
-from typing import Any, NamedTuple, NoReturn, Self
+from typing import IO, Any, NamedTuple, NoReturn, Self, cast
 
 from mapstack.errors import ShardError
 
@@ -24,6 +24,9 @@ MAX_EXTENSION_BYTES = 2**20
 # Two zero blocks, then zeros up to a full record of 20 blocks. Where more follow, pages that held members may have been
 # zeroed, and nothing else in the tar would tell.
 MAX_TAIL_BYTES = (2 + 20) * BLOCK_BYTES
+# Of a packed shard, once it has unpacked to more than one member may hold: pictures hardly shrink, while gzip can
+# write a thousand zeros in a byte, and members of them without end.
+MAX_UNPACK_RATIO = 100
 
 _SKIP_BYTES = 2**20
 _ZEROS = bytes(BLOCK_BYTES)
@@ -95,7 +98,9 @@ class ShardReader:
         self.is_seekable = is_seekable(shard)
         self._raw = _open(shard)
         self.size = os.fstat(self._raw.fileno()).st_size if scheme_of(shard) == "file" else None
-        self._file: Any = gzip.GzipFile(fileobj=self._raw) if is_packed(shard) else self._raw
+        self._packed = _Counted(self._raw) if is_packed(shard) else None
+        # gzip asks a file for nothing but `read` where it only goes forward.
+        self._file: Any = gzip.GzipFile(fileobj=cast(IO[bytes], self._packed)) if self._packed else self._raw
         self._position = 0
         self._failure: str | None = None
 
@@ -114,11 +119,12 @@ class ShardReader:
         """Read `size` bytes from `offset`; fewer only where the shard ends.
 
         Raises:
-            ShardError: The bytes cannot be read, or lie before the place that a forward-only reader has reached.
+            ShardError: The bytes cannot be read, lie before the place that a forward-only reader has reached, or are
+                those of a bomb: more than MAX_UNPACK_RATIO times the packed bytes they come from.
         """
         try:
             if self.is_seekable:
-                self._file.seek(offset)
+                self._position = self._file.seek(offset)
             else:
                 self._skip_to(offset)
             data: bytes = self._file.read(size)
@@ -128,7 +134,8 @@ class ShardReader:
             raise ShardError(
                 f"cannot be read from byte {offset} ({self._failure}); check or repack the shard."
             ) from error
-        self._position = offset + len(data)
+        self._position += len(data)
+        self._refuse_bomb()
         return data
 
     def _skip_to(self, offset: int) -> None:
@@ -137,9 +144,29 @@ class ShardReader:
             raise ShardError(f"cannot be read behind an earlier error ({self._failure}); check or repack the shard.")
         if offset < self._position:
             raise ShardError(f"is at byte {self._position} and can only be read forward; byte {offset} is behind it.")
-        n_bytes = offset - self._position
-        while n_bytes > 0 and (skipped := self._file.read(min(n_bytes, _SKIP_BYTES))):
-            n_bytes -= len(skipped)
+        while self._position < offset and (skipped := self._file.read(min(offset - self._position, _SKIP_BYTES))):
+            self._position += len(skipped)
+            self._refuse_bomb()
+
+    def _refuse_bomb(self) -> None:
+        if self._packed and self._position > max(MAX_MEMBER_BYTES, MAX_UNPACK_RATIO * self._packed.n_bytes):
+            raise ShardError(
+                f"unpacks to more than {MAX_UNPACK_RATIO} times its size at byte {self._position}, as no pictures do; "
+                "repack the shard, or store it unpacked."
+            )
+
+
+class _Counted:
+    """A binary file that counts what was read of it [byte]."""
+
+    def __init__(self, file: Any) -> None:
+        self._file = file
+        self.n_bytes = 0
+
+    def read(self, size: int = -1) -> bytes:
+        data: bytes = self._file.read(size)
+        self.n_bytes += len(data)
+        return data
 
 
 def _open(shard: str) -> Any:

@@ -1,6 +1,6 @@
-import random
 import tarfile
 import urllib.parse
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -9,51 +9,9 @@ from hypothesis import strategies as st
 
 from mapstack.errors import InputError
 from mapstack.store import Store, StoreWriter, member_name, open_store_for_writing, verify
+from tests.store.hostile_keys import hostile_keys
 
-NASTY = [
-    "../../etc/passwd",
-    "/etc/passwd",
-    "a/b",
-    "a\\b",
-    ".",
-    "..",
-    "",
-    " ",
-    "\0",
-    "a\nb",
-    "a\r\nb",
-    "%41",
-    "%2E",
-    "%empty",
-]
-NASTY += [
-    "-rf",
-    "~",
-    "$HOME",
-    "a.b",
-    "a%2Eb",
-    "é",
-    "e\u0301",
-    "\udc80",
-    "\udcc3\udca9",
-    "\U0001f600",
-    "CON",
-    "__x__",
-    "*?",
-]
-NASTY += ["1.2.840.113619.2.55", "x" * 160, "x" * 161, "X" * 161, "." * 300, "é" * 5000, "%sha256-" + "0" * 64]
 keys = st.one_of(st.text(max_size=12), st.text("./\\%\0\n-_aA", max_size=6), st.text("aé.", min_size=50, max_size=300))
-
-
-def hostile_keys(n_keys: int) -> list[str]:
-    """Short strings over an alphabet chosen to make a careless map fold two of them into one."""
-    rng = random.Random(0)
-    alphabet = "aA%2Ee.5/\\\0\n\r -_~é\u0301\udc80\u202e"
-    made = dict.fromkeys(NASTY)
-    while len(made) < n_keys:
-        length = rng.choice([1, 2, 3, 4, 5, 8, 40, 300])
-        made["".join(rng.choice(alphabet) for _ in range(length))] = None
-    return list(made)
 
 
 @pytest.mark.parametrize("key", ["a", "patient64541_study1_view1-frontal", "ABC", "x" * 160])
@@ -70,24 +28,32 @@ def test_a_name_is_safe_and_gives_its_key_back(key: str):
         assert urllib.parse.unquote(name, errors="surrogatepass") == key
 
 
-def test_r4_two_thousand_hostile_keys_keep_apart():
-    hostile = hostile_keys(2000)
-    assert len({member_name(key) for key in hostile}) == len(hostile) == 2000
+@pytest.mark.fault("R4")
+def test_hostile_keys_keep_apart(campaign: Callable[[int, int], int], figure: Callable[[str], None]):
+    n_keys = campaign(2000, 20_000)
+    hostile = hostile_keys(n_keys)
+    assert len({member_name(key) for key in hostile}) == len(hostile) == n_keys
+    figure(f"{n_keys} hostile keys have {n_keys} different member names")
 
 
-def test_r4_two_thousand_hostile_keys_are_stored_and_read_back(tmp_path: Path, manifest, monkeypatch):
+@pytest.mark.fault("R4")
+def test_hostile_keys_are_stored_and_read_back(
+    tmp_path: Path, manifest, campaign: Callable[[int, int], int], figure: Callable[[str], None]
+):
     folder = tmp_path / "outer" / "store"
-    hostile = hostile_keys(2000)
+    n_keys = campaign(2000, 20_000)
+    hostile = hostile_keys(n_keys)
     with open_store_for_writing(folder, manifest) as session, StoreWriter(folder, session.run, 0) as writer:
         for index, key in enumerate(hostile):
             writer.write(key, {}, {"index": index})
     store = Store(folder)
     assert store.keys() == hostile
-    assert [store.read(key).info["index"] for key in hostile] == list(range(2000))
-    assert verify(folder).n_done == 2000
+    assert [store.read(key).info["index"] for key in hostile] == list(range(n_keys))
+    assert verify(folder).n_done == n_keys
     assert [path.name for path in tmp_path.rglob("*") if path.is_file() and path.parent != folder] == []
     with tarfile.open(next(folder.glob("*.tar"))) as tar:
         assert tar.getnames() == [f"{member_name(key)}.json" for key in hostile]
+    figure(f"{n_keys} hostile keys stored and read back, 0 files outside the store")
 
 
 def test_a_high_surrogate_is_refused_because_json_would_join_it_to_another():

@@ -4,11 +4,9 @@ import io
 import json
 import operator
 import os
-import pickle
-import tarfile
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,6 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mapstack.errors import ImageError, ShardError
+from tests.train_like.tars import tar_bytes
 from train_like import source
 from train_like.index import Entry, Member, index_shards
 from train_like.source import (
@@ -35,16 +34,6 @@ from train_like.source import (
     sample_pipeline,
     share,
 )
-
-
-def tar_bytes(members: Sequence[tuple[str, bytes]]) -> bytes:
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w") as tar:
-        for name, data in members:
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            tar.addfile(info, io.BytesIO(data))
-    return buffer.getvalue()
 
 
 def write_shards(folder: Path, sizes: Sequence[int]) -> tuple[Entry, ...]:
@@ -148,22 +137,6 @@ def test_each_shard_is_opened_once(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert opened == [str(shard) for shard in shards]
 
 
-def test_pickles_are_never_run(tmp_path: Path) -> None:
-    """R2."""
-
-    class Payload:
-        def __reduce__(self) -> tuple[Any, ...]:
-            return os.system, (f"touch {tmp_path}/ran",)
-
-    attack = pickle.dumps(Payload())
-    names = ["pyd", "pickle", "pkl", "pth", "pkl.gz", "cls", "npz", "pt"]
-    members = [*((f"k.{name}", gzip.compress(attack) if "gz" in name else attack) for name in names), ("k.png", b"x")]
-    (tmp_path / "s.tar").write_bytes(tar_bytes(members))
-    samples = list(load(index_shards([str(tmp_path / "s.tar")]).entries, prepare=dict))
-    assert [sorted(item) for batch in samples for item in batch] == [["__key__", "__url__", "png"]]
-    assert not (tmp_path / "ran").exists()
-
-
 def test_reading_errors_are_named_and_the_rest_is_read(tmp_path: Path) -> None:
     entries = write_shards(tmp_path, [2, 3, 2])
     (tmp_path / "0.tar").unlink()
@@ -218,7 +191,7 @@ def test_one_sample_is_read_alone(tmp_path: Path) -> None:
 
 
 def test_json_becomes_a_dict_and_vouches_for_the_image() -> None:
-    """R1: the checksum in the json finds what the tar's own cannot."""
+    """The checksum in the json finds what the tar's own cannot."""
     sample = {"__key__": "k", "__url__": "s.tar"} | dict(pair("k"))
     assert check_sample(sample)["json"]["labels"] == ["Edema"]
     damaged = check_sample(sample | {"png": b"j"})
@@ -296,14 +269,17 @@ def test_failures_of_reading_and_checking_reach_the_collate(tmp_path: Path) -> N
     assert [item.key if isinstance(item, Failure) else None for item in batch] == ["0-0", None, "1-0"]
 
 
-def test_bad_samples_cost_little(tmp_path: Path) -> None:
-    """R7: 5 ms each; the stock handler sleeps for half a second."""
+@pytest.mark.fault("R7")
+def test_bad_samples_cost_little(tmp_path: Path, figure: Callable[[str], None]) -> None:
+    """At most 5 ms each; the stock handler sleeps for half a second."""
     entries = write_shards(tmp_path, [200])
     start = time.perf_counter()
     items = [item for batch in load(entries, prepare=operator.itemgetter("absent")) for item in batch]
-    assert time.perf_counter() - start < 10 * 200 * 0.005  # ten times the limit: machines differ
+    each_ms = (time.perf_counter() - start) / 200 * 1000
+    assert each_ms < 10 * 5  # ten times the limit: machines differ
     assert all("KeyError" in item.reason for item in items)
     assert len(items) == 200
+    figure(f"{each_ms:.2f} ms for each sample whose preparation fails, reading included")
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
@@ -333,8 +309,11 @@ def test_rank_without_work_yields_nothing(tmp_path: Path) -> None:
     assert list(loader) == []
 
 
-def test_hanging_reader_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """R14: the shard has become a pipe that nobody writes to."""
+@pytest.mark.fault("R14")
+def test_hanging_reader_is_noticed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, figure: Callable[[str], None]
+) -> None:
+    """The shard has become a pipe that nobody writes to."""
     monkeypatch.setattr(torch.utils.data._utils, "MP_STATUS_CHECK_INTERVAL", 0.2)  # how long torch waits for its end
     entries = write_shards(tmp_path, [2])
     list(load(entries, num_workers=1))  # the clean process that workers are forked from has started
@@ -343,4 +322,6 @@ def test_hanging_reader_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     start = time.perf_counter()
     with pytest.raises(RuntimeError, match="timed out after 1 seconds"):
         list(load(entries, num_workers=1, timeout_s=1))
-    assert time.perf_counter() - start < 10 * (2 * 1)  # ten times the limit: machines differ
+    seconds = time.perf_counter() - start
+    assert seconds < 10 * (2 * 1)  # ten times the limit: machines differ
+    figure(f"a loader that hangs is noticed after {seconds:.1f} s at a time limit of 1 s")
