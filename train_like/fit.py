@@ -50,7 +50,7 @@ _START_WEIGHT = 4.0
 _PLAIN, _ALTERED = 0.15, 0.5
 _KEEP_EVERY = 500  # steps
 # The closing steps see most pictures as they are, which is how the model will be asked.
-_CLOSING_RATE, _CLOSING_STRENGTH = 0.2, 0.25
+_CLOSING_RATE, _CLOSING_STRENGTH = 0.4, 0.25
 _RARE = -3.0  # [logit]: a cell seldom holds a finding
 
 

@@ -77,7 +77,7 @@ def write_card(
         batch_size=config.batch_size,
         learning_rate=config.learning_rate,
         seed=config.seed,
-        closing=f", then {config.n_closing_steps:,} at a fifth of the rate, on pictures of which few are altered"
+        closing=f", then {config.n_closing_steps:,} at two fifths of the rate, on pictures of which few are altered"
         * (config.n_closing_steps > 0),
         minutes=seconds / 60,
         machine="a GPU" if torch.cuda.is_available() else f"{os.cpu_count()} processor cores",

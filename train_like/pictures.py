@@ -17,11 +17,15 @@ class ShardPictures:
 
     Args:
         config: Which shards.
+
+    Attributes:
+        problems: The samples that cannot be read.
     """
 
     def __init__(self, config: DataConfig) -> None:
         index = index_shards(expand_shards(config.shards, config.allowed_schemes), duplicates="first")
         self._entries = {entry.key: entry for entry in index.entries}
+        self.problems = index.problems
 
     def entries(self) -> list[Entry]:
         """Return the samples in the order of the shards."""

@@ -22,6 +22,8 @@ from mapstack.metrics.rle import decode_mask
 from train_like.index import IMAGE_SUFFIXES
 from train_like.pictures import ShardPictures
 
+_MAX_MASK_BYTES = 8 * 50_000_000 + 1024  # the largest picture that is read, in 64 bits a pixel, and a header
+
 
 @dataclass(frozen=True, eq=False)
 class Region:
@@ -82,12 +84,20 @@ class Cases:
         ground_truth: Masks by key and pathology, as CheXlocalize has them; None takes the masks of the shards, or
             their boxes.
         n: At most so many pictures, in the order of the shards.
+
+    Raises:
+        ShardError: A sample cannot be read: numbers never rest on fewer pictures than they seem to.
     """
 
     def __init__(
         self, data: DataConfig, preprocessing: Preprocessing, ground_truth: GroundTruth | None, n: int | None
     ) -> None:
         self._pictures = ShardPictures(data)
+        for problem in self._pictures.problems:
+            raise ShardError(
+                f"{len(self._pictures.problems)} samples of shards {data.shards} cannot be read, the first in "
+                f"'{problem.shard}' ({problem.reason.rstrip('.')}); an evaluation leaves none out; repack the shards."
+            )
         self._preprocessing = preprocessing
         self._truth = ground_truth
         known = (entry.key for entry in self._pictures.entries() if ground_truth is None or entry.key in ground_truth)
@@ -156,6 +166,9 @@ def _masks_of(
 ) -> dict[str, Tensor]:
     if "masks.npz" in sample:
         try:
+            with zipfile.ZipFile(io.BytesIO(sample["masks.npz"])) as packed:
+                if max((member.file_size for member in packed.infolist()), default=0) > _MAX_MASK_BYTES:
+                    raise ValueError("a mask is larger than any picture")
             with np.load(io.BytesIO(sample["masks.npz"]), allow_pickle=False) as stored:
                 return {label: torch.from_numpy(stored[label].astype(bool)) for label in stored.files}
         except (ValueError, OSError, EOFError, KeyError, TypeError, AttributeError, zipfile.BadZipFile, zlib.error):

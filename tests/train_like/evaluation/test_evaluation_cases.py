@@ -19,6 +19,7 @@ from mapstack.metrics.chexlocalize import enlarge, write_masks
 from mapstack.metrics.rle import encode_mask
 from tests.train_like.evaluation.made import box
 from tests.train_like.jobs import png, write_shard
+from train_like.evaluation import cases as cases_module
 from train_like.evaluation.cases import Cases, read_ground_truth
 
 SIZE = (20, 30)
@@ -85,7 +86,7 @@ def test_boxes_are_half_open_and_those_of_one_label_are_one_region(cases: WriteC
 
 
 def test_pictures_of_which_nothing_is_known_have_no_region(cases: WriteCases) -> None:
-    split = cases(sample("a"), sample("b", info={"labels": ["No Finding"]}))
+    split = cases(sample("a", info={}), sample("b", info={"labels": ["No Finding"]}))
     assert [(case.labels, case.regions) for case in split] == [((), ()), (("No Finding",), ())]
 
 
@@ -117,8 +118,8 @@ def test_the_first_pictures_are_taken_in_the_order_of_the_shards(cases: WriteCas
 def test_a_digest_covers_the_picture_its_findings_and_its_masks(cases: WriteCases) -> None:
     boxed = {"findings": [{"label": "Edema", "box": [0, 0, 3, 3]}]}
     masks = npz({"Edema": np.ones(SIZE, bool)})
-    unlike = [sample("a"), sample("b", size=(21, 30)), sample("c", info=boxed), sample("d", masks=masks)]
-    split = cases(*unlike, sample("e"))
+    unlike = [sample("a", info={}), sample("b", size=(21, 30), info={}), sample("c", info=boxed)]
+    split = cases(*unlike, sample("d", info={}, masks=masks), sample("e", info={}))
     digests = [split.digest(key) for key in "abcde"]
     assert len(set(digests[:4])) == 4
     assert digests[0] == digests[4]
@@ -181,6 +182,20 @@ def test_masks_that_cannot_be_read_are_refused(cases: WriteCases, content: bytes
     assert str(refusal.value) == (
         "masks.npz of key 'a' cannot be read; it holds one boolean array a label, without pickles; write it again."
     )
+
+
+def test_masks_larger_than_any_picture_are_not_unpacked(cases: WriteCases, monkeypatch: pytest.MonkeyPatch) -> None:
+    split = cases(sample("a", masks=npz({"Edema": np.ones(SIZE, bool)})))
+    split.read("a")
+    monkeypatch.setattr(cases_module, "_MAX_MASK_BYTES", 100)
+    monkeypatch.setattr(np, "load", None)
+    with pytest.raises(ShardError, match=r"^masks.npz of key 'a' cannot be read;"):
+        split.read("a")
+
+
+def test_a_sample_that_cannot_be_read_is_not_left_out(cases: WriteCases) -> None:
+    with pytest.raises(ShardError, match=r"^1 samples of shards .*x-0.tar cannot be read, the first in .*; an evaluat"):
+        cases(sample("a", info={}), sample("b"))
 
 
 def peak_at(row: int, column: int) -> Tensor:
