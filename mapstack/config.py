@@ -12,6 +12,7 @@ from mapstack.config_files import load_config as load_config
 from mapstack.errors import ConfigError, unknown_name
 from mapstack.methods import METHODS, Method
 from mapstack.prompts import TextGroup, load_prompt_set, text_groups
+from mapstack.store import CODECS, COMPRESSIONS, Encoding
 
 
 @dataclass
@@ -71,18 +72,31 @@ class StackConfig:
         basis: "axes", or "prompts" for the span of the configured prompts only.
         normalize: Explain the logit (normalised embedding), or the raw embedding, the paper's wording.
         map_size: Side of the stored maps [px]; None keeps the model's frame.
-        codec: "float32", "float16" or "int8", the last two with a scale a row.
+        codec: "float32", "float16" or "int8", the last two with a scale a row, or "lowrank": see
+            `mapstack.store.Encoding`.
+        max_error: For "lowrank", the largest error of the maps, as a share of them.
+        compress: "none", or "zstd" for the arrays of every record.
     """
 
     basis: str = "axes"
     normalize: bool = True
     map_size: int | None = 224
     codec: str = "float16"
+    max_error: float = 0.02
+    compress: str = "none"
 
     def __post_init__(self) -> None:
         one_of("stack.basis", self.basis, ("axes", "prompts"))
-        one_of("stack.codec", self.codec, ("float32", "float16", "int8"))
+        one_of("stack.codec", self.codec, CODECS)
+        one_of("stack.compress", self.compress, COMPRESSIONS)
         at_least("stack.map_size", self.map_size, 1)
+        if not 0 <= self.max_error < 1:
+            raise ConfigError(f"stack.max_error is {self.max_error}; it is a share, in [0, 1); correct it.")
+
+    @property
+    def encoding(self) -> Encoding:
+        """How the store keeps its stacks."""
+        return Encoding(self.codec, self.max_error, self.compress)
 
 
 @dataclass

@@ -104,8 +104,8 @@ class FitConfig:
         cache: Folder where drawn phantoms are kept between runs.
         batch_size: Phantoms a step.
         n_steps: Steps of the optimiser.
-        n_closing_steps: Further steps, from the averaged weights, at two fifths of the rate, on pictures of which few are
-            altered; 0 for none.
+        n_closing_steps: Further steps from the averaged weights, at two fifths of the rate, on pictures of which few
+            are altered; 0 for none.
         learning_rate: Its peak.
         weight_decay: As in AdamW.
         seed: Of phantoms, weights and order.

@@ -76,27 +76,30 @@ class Projectable(abc.ABC):
 
 @dataclass(frozen=True)
 class Stack(Projectable):
-    """Dense attributions along the rows of a basis.
+    """Attributions along the rows of a basis, dense or as a product of two factors.
 
     Attributes:
         values: Attributions, model-input frame, reduced to `map_size` by area sums.
-        basis: Their directions; None for the D unit axes.
+        basis: The directions of the rows; None for the D unit axes.
         baseline_embedding: What was read at the baseline, of unit length where `normalize`; None without one.
         is_raw: Whether `values` are of the raw embedding although maps explain the normalised one. The gradient's
             stack is kept so, because it serves both (see `_tangent`).
+        mixing: The weights with which `values` make the rows; None where they are the rows.
     """
 
     values: Float[Tensor, "batch rows height width"]
     basis: Basis | None = None
     baseline_embedding: Float[Tensor, "batch embed_dim"] | None = None
     is_raw: bool = False
+    mixing: Float[Tensor, "batch basis_rows rows"] | None = None
 
     def __getitem__(self, pictures: slice) -> "Stack":
         """Return the stack of some of the pictures."""
-        baseline = self.baseline_embedding
+        mixing, baseline = self.mixing, self.baseline_embedding
         return replace(
             self,
             values=self.values[pictures],
+            mixing=None if mixing is None else mixing[pictures],
             embedding=self.embedding[pictures],
             baseline_embedding=None if baseline is None else baseline[pictures],
             n_steps=self.n_steps[pictures],
@@ -122,11 +125,13 @@ class Stack(Projectable):
         if self.is_raw and self.normalize:
             per_picture = _tangent(per_picture, self.embedding)
         weights = per_picture if self.basis is None else self.basis.coordinates(per_picture)
+        if self.mixing is not None:
+            weights = weights @ self.mixing
         return torch.einsum("bnr,brhw->bnhw", weights, self.values)
 
     def axis_maps(self) -> Float[Tensor, "batch embed_dim height width"]:
         """Return the map of each dimension of the embedding: the rows themselves, where the basis is the axes."""
-        if self.basis is not None:
+        if self.basis is not None or self.mixing is not None:
             return super().axis_maps()
         if not (self.is_raw and self.normalize):
             return self.values

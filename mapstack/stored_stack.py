@@ -1,6 +1,7 @@
 """A stack as a record of the store, and back."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,21 +14,25 @@ from mapstack.errors import StoreError
 from mapstack.explainer import Explainer
 from mapstack.methods import Occlusion, Sweep, Windows
 from mapstack.stack import OcclusionStack, Stack
-from mapstack.store import Record, decode, encode
+from mapstack.store import Encoding, Record, decode_factors
 
 Arrays = dict[str, NDArray[Any]]
 
 
-def describe_store(explainer: Explainer, basis: Basis | None, *, codec: str, shards_digest: str) -> dict[str, Any]:
+def describe_store(
+    explainer: Explainer, basis: Basis | None, *, encoding: Encoding, shards_digest: str
+) -> dict[str, Any]:
     """Return the manifest of the stacks that an explainer makes: `identity` decides every byte of the records.
 
     Args:
         explainer: Model, method and form of the maps.
         basis: None for the axes. The rows themselves are stored beside the manifest.
-        codec: How dense stacks are encoded.
+        encoding: How stacks are kept.
         shards_digest: Names the input shards.
     """
     is_factored = isinstance(explainer.method, Occlusion)
+    if is_factored:
+        encoding = replace(encoding, codec="float32")  # the factors are small, and exact for every text
     serves_both = explainer.method.one_stack_serves_both and (is_factored or basis is None)
     return {
         "identity": {
@@ -37,7 +42,7 @@ def describe_store(explainer: Explainer, basis: Basis | None, *, codec: str, sha
             "basis": "axes" if basis is None else "prompts",
             "normalize": "both" if serves_both else explainer.normalize,
             "map_size": None if is_factored else explainer.frame_size,
-            "codec": "float32" if is_factored else codec,
+            **encoding.describe(),
             "seed": explainer.seed,
             "shards": shards_digest,
         },
@@ -52,7 +57,7 @@ def describe_store(explainer: Explainer, basis: Basis | None, *, codec: str, sha
     }
 
 
-def stack_arrays(stack: Stack | OcclusionStack, *, codec: str) -> Arrays:
+def stack_arrays(stack: Stack | OcclusionStack, encoding: Encoding) -> Arrays:
     """Return what the store keeps of the stack of one picture.
 
     Raises:
@@ -63,11 +68,11 @@ def stack_arrays(stack: Stack | OcclusionStack, *, codec: str) -> Arrays:
         arrays = {"scores": _to_numpy(stack.sweep.occluded[0])}
     else:
         baseline = None if stack.baseline_embedding is None else stack.baseline_embedding[0]
-        arrays = encode(_to_numpy(stack.values[0]), codec)
+        arrays = encoding.encode(_to_numpy(stack.values[0]))
     arrays["embedding"] = _to_numpy(stack.embedding[0])
     if baseline is not None:
         arrays["baseline_embedding"] = _to_numpy(baseline)
-    return arrays
+    return encoding.wrap(arrays)
 
 
 def stack_info(stack: Stack | OcclusionStack) -> dict[str, Any]:
@@ -115,10 +120,18 @@ def read_stack(
     embedding = torch.from_numpy(arrays["embedding"])[None]
     baseline = torch.from_numpy(arrays["baseline_embedding"])[None] if "baseline_embedding" in arrays else None
     if identity["form"] == "dense":
-        values = torch.from_numpy(decode(arrays, identity["codec"]))[None]
+        u, maps = decode_factors(arrays)
         is_raw = identity["normalize"] == "both"
         made_for = normalize if is_raw else identity["normalize"]
-        stack = Stack(embedding, made_for, values, basis=basis, baseline_embedding=baseline, is_raw=is_raw)
+        stack = Stack(
+            embedding,
+            made_for,
+            torch.from_numpy(maps)[None],
+            basis=basis,
+            baseline_embedding=baseline,
+            is_raw=is_raw,
+            mixing=None if u is None else torch.from_numpy(u)[None],
+        )
         return stack.explaining(normalize=normalize)
     if identity["form"] != "occlusion" or baseline is None:
         raise StoreError(

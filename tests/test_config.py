@@ -11,6 +11,7 @@ from mapstack.config import Config, load_config, make_method_from
 from mapstack.errors import ConfigError
 from mapstack.job_configs import EvaluateConfig, FiguresConfig, FitConfig, ShardsConfig, WeightsConfig
 from mapstack.methods import CaptumMethod, Gradient, GradientShap, IntegratedGradients, Occlusion, Saliency
+from mapstack.store import Encoding
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 SCHEMAS: dict[str, type] = {
@@ -45,6 +46,7 @@ def test_the_defaults_are_the_contract() -> None:
     assert (config.model.name, config.model.checkpoint) == ("medclip-vit", "model_store/phantom-medclip")
     assert config.method == IntegratedGradients(n_steps=20, baseline="black")
     assert (config.stack.basis, config.stack.normalize, config.stack.map_size) == ("axes", True, 224)
+    assert (config.stack.codec, config.stack.compress, config.stack.max_error) == ("float16", "none", 0.02)
     assert (config.route, config.output, config.overwrite, config.seed) == ("auto", "out/store", False, 0)
     data = config.data
     assert (data.batch_size, data.num_workers, data.limit, data.allowed_schemes) == (4, 2, None, ["file"])
@@ -91,6 +93,12 @@ def test_overrides_win_and_the_last_wins_most(load: Any) -> None:
 )
 def test_shards_are_written_as_webdataset_users_write_them(load: Any, override: str, value: object) -> None:
     assert load("", override).data.shards == value
+
+
+def test_the_form_of_the_store_is_one_encoding(load: Any) -> None:
+    config = load("stack: {codec: lowrank, max_error: 0.1, compress: zstd}")
+    assert config.stack.encoding == Encoding("lowrank", 0.1, "zstd")
+    assert Config().stack.encoding == Encoding("float16", compress="none")
 
 
 def test_prompts_with_commas_are_kept_whole(load: Any) -> None:
@@ -172,6 +180,10 @@ def test_groups_come_from_texts_or_a_file(load: Any) -> None:
 WRONG = {
     "stack.map_sise=3": r"^configuration key 'stack.map_sise' is unknown; choose one of .*'stack.map_size'\?$",
     "stack.map_size=big": r"^configuration key 'stack.map_size' is wrong: Value 'big' .*; correct its type\.$",
+    "stack.codec=lowrnak": r"^stack.codec 'lowrnak' is unknown; choose one of .*Did you mean 'lowrank'\?$",
+    "stack.compress=gzip": r"^stack.compress 'gzip' is unknown; choose one of none, zstd\.$",
+    "stack.max_error=1": r"^stack.max_error is 1.0; it is a share, in \[0, 1\); correct it\.$",
+    "stack.max_error=-0.1": r"^stack.max_error is -0.1; it is a share",
     "method.n_steps=1.5": r"^configuration key 'method.n_steps' is wrong: .*; correct its type\.$",
     "method.n_steps=0": r"^method.n_steps is 0; it must be a positive number or auto; correct it\.$",
     "method.tolerance=-1": r"^method.tolerance is -1.0; it must be at least 0; correct it\.$",

@@ -14,6 +14,7 @@ from mapstack.explainer import Explainer
 from mapstack.images import Inputs
 from mapstack.readouts import TextReadout
 from mapstack.stack import OcclusionStack, Stack
+from mapstack.store import Encoding
 from mapstack.stored_stack import Arrays, stack_arrays, stack_info
 from train_like.batch import Batch, Item
 from train_like.source import Failure
@@ -35,16 +36,18 @@ class StackModule(lightning.LightningModule):
         explainer: Model and method.
         basis: What stacks are made along; None for the axes.
         readout: The configured texts: their logits go into each record, and `n_steps: auto` is measured on them.
-        codec: How dense stacks are encoded.
+        encoding: How stacks are kept.
     """
 
-    def __init__(self, explainer: Explainer, basis: Basis | None, readout: TextReadout | None, codec: str) -> None:
+    def __init__(
+        self, explainer: Explainer, basis: Basis | None, readout: TextReadout | None, encoding: Encoding
+    ) -> None:
         super().__init__()
         self.model = explainer.model
         self.readout = readout
         self._explainer = explainer
         self._basis = basis
-        self._codec = codec
+        self._encoding = encoding
 
     def predict_step(self, batch: Batch, batch_idx: int = 0) -> list[StackRecord | Failure]:
         """Return a record for every sample whose stack could be made, a failure for the others."""
@@ -62,7 +65,7 @@ class StackModule(lightning.LightningModule):
 
     def _record(self, item: Item, stack: Stack | OcclusionStack, logits: torch.Tensor | None) -> StackRecord | Failure:
         try:
-            arrays = _require_finite(stack_arrays(stack, codec=self._codec))
+            arrays = _require_finite(stack_arrays(stack, self._encoding))
         except InputError as error:
             return Failure(item.key, item.shard, str(error))
         info = {

@@ -3,7 +3,8 @@
 Needs numpy and nothing else, so that a store can be read, verified or mended where there is no torch.
 """
 
-from mapstack.store.codecs import CODECS, Codec, decode, encode
+from mapstack.store.codecs import CODECS, Encoding, decode, decode_factors
+from mapstack.store.compression import COMPRESSIONS
 from mapstack.store.disk import check_space
 from mapstack.store.failures import Failure, record_failure
 from mapstack.store.keys import member_name
@@ -16,9 +17,10 @@ from mapstack.store.writer import MAX_PART_BYTES, StoreWriter
 
 __all__ = [
     "CODECS",
+    "COMPRESSIONS",
     "MAX_PART_BYTES",
-    "Codec",
     "Discarded",
+    "Encoding",
     "Failure",
     "Record",
     "Recovered",
@@ -29,7 +31,7 @@ __all__ = [
     "Verification",
     "check_space",
     "decode",
-    "encode",
+    "decode_factors",
     "finish",
     "member_name",
     "open_store_for_writing",

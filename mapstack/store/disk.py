@@ -5,7 +5,7 @@ import hashlib
 import os
 import shutil
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from mapstack.errors import StoreDiskError
@@ -50,6 +50,15 @@ def sync_folder(folder: Path) -> None:
         os.close(fd)
 
 
+def sync_file(path: Path) -> None:
+    """Make durable what other processes wrote into a file."""
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
 def write_atomic(path: Path, content: bytes) -> None:
     """Replace a file so that a reader or a crash meets the old one or the new one, whole."""
     temporary = path.with_name(path.name + TEMPORARY)
@@ -74,11 +83,16 @@ def cut_file(path: Path, size: int) -> None:
 
 
 def make_folder(folder: Path) -> None:
-    """Create the folder of a store and its parents; one that exists keeps its mode."""
-    if not folder.is_dir():
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        folder.mkdir(FOLDER_MODE, exist_ok=True)
-        sync_folder(folder.parent)
+    """Create the folder of a store and its parents, durably; one that exists keeps its mode."""
+    missing = [path for path in (folder, *folder.parents) if not path.is_dir()]
+    deepest = missing[-1].parent if missing else folder
+    # A start that was killed may have made that one and no more. Where it was not made by us, its own parent may be a
+    # folder that we cannot open, or lie on a file system without fsync.
+    with suppress(OSError):
+        sync_folder(deepest.parent)
+    for path in reversed(missing):
+        path.mkdir(FOLDER_MODE if path == folder else 0o777, exist_ok=True)
+        sync_folder(path.parent)
 
 
 def hash_range(fd: int, offset: int, size: int) -> str | None:

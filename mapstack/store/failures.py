@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from mapstack.errors import StoreError
-from mapstack.store.disk import FILE_MODE, disk_errors, sync_folder, write_all, write_atomic
+from mapstack.store.disk import FILE_MODE, disk_errors, sync_file, sync_folder, write_all, write_atomic
 from mapstack.store.keys import check_key
 from mapstack.store.layout import ERRORS
 from mapstack.store.lines import decode_line, encode_line, iter_lines
@@ -98,6 +98,9 @@ def prepare_failures(folder: Path) -> None:
     failures, bad_lines = read_failures(folder)
     if bad_lines:
         write_atomic(path, b"".join(encode_line(asdict(failure)) for failure in failures))
-    elif not path.exists():
+    elif path.exists():
+        # A rank may have died between writing a line and syncing it; from here on that line counts.
+        sync_file(path)
+    else:
         os.close(os.open(path, os.O_WRONLY | os.O_CREAT, FILE_MODE))
         sync_folder(folder)

@@ -10,6 +10,8 @@ import json
 import os
 import time
 import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,8 @@ from mapstack.store.disk import FILE_MODE, write_all
 from mapstack.store.layout import LOCK
 
 _MAX_BYTES = 1024**2
+_N_LOOKS = 10
+_LOOK_S = 0.03
 
 
 class FolderLock:
@@ -36,10 +40,11 @@ class FolderLock:
         Raises:
             StoreError: A process of another job still holds it; the message says which.
         """
-        fd = _lock(folder, os.O_CREAT, fcntl.LOCK_EX)
-        os.ftruncate(fd, 0)
-        write_all(fd, [_holder(rank=0)])
-        return cls(folder, fd)
+        lock = cls(folder, _lock(folder, os.O_CREAT, fcntl.LOCK_EX))
+        with lock._kept_if_all_goes_well():
+            os.ftruncate(lock._fd, 0)
+            write_all(lock._fd, [_holder(rank=0)])
+        return lock
 
     @classmethod
     def join(cls, folder: Path, run: int, rank: int) -> "FolderLock":
@@ -48,16 +53,16 @@ class FolderLock:
         Raises:
             StoreError: No store was opened there, or another job has it by now.
         """
-        fd = _lock(folder, 0, fcntl.LOCK_SH)
-        current = next((holder.get("run") for holder in _holders(fd)), None)
-        if current != run:
-            os.close(fd)
-            raise StoreError(
-                f"stack store '{folder}' was opened for run {current}, this writer belongs to run {run}; all ranks "
-                "write for the session that is open now; take `run` from it."
-            )
-        write_all(fd, [_holder(run=run, rank=rank)])
-        return cls(folder, fd)
+        lock = cls(folder, _lock(folder, 0, fcntl.LOCK_SH))
+        with lock._kept_if_all_goes_well():
+            current = next((holder.get("run") for holder in _holders(lock._fd)), None)
+            if current != run:
+                raise StoreError(
+                    f"stack store '{folder}' was opened for run {current}, this writer belongs to run {run}; all ranks "
+                    "write for the session that is open now; take `run` from it."
+                )
+            write_all(lock._fd, [_holder(run=run, rank=rank)])
+        return lock
 
     def share(self, run: int) -> None:
         """Let the ranks of this job join, as run number `run`.
@@ -74,6 +79,15 @@ class FolderLock:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
+
+    @contextmanager
+    def _kept_if_all_goes_well(self) -> Iterator[None]:
+        # On a full disk the holder cannot be named; the lock must not outlive that, or this process could not retry.
+        try:
+            yield
+        except BaseException:
+            self.release()
+            raise
 
 
 _HELD: weakref.WeakSet[FolderLock] = weakref.WeakSet()
@@ -138,8 +152,14 @@ def _holders(fd: int) -> list[dict[str, Any]]:
 
 
 def _describe(fd: int) -> str:
-    holders = [
-        f"host {holder.get('host')}, pid {holder.get('pid')} (rank {holder.get('rank')}, since {holder.get('started')})"
-        for holder in _holders(fd)
-    ]
-    return " and ".join(holders) or "a job that is just starting"
+    for _ in range(_N_LOOKS):
+        # A holder writes its name just after it took the lock; until then the file is empty, or names one that is dead.
+        time.sleep(_LOOK_S)
+        holders = [
+            f"host {holder.get('host')}, pid {holder.get('pid')} (rank {holder.get('rank')}, since "
+            f"{holder.get('started')})"
+            for holder in _holders(fd)
+        ]
+        if holders:
+            return " and ".join(holders)
+    return "a job that is just starting"

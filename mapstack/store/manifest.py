@@ -11,7 +11,10 @@ from mapstack.store.disk import write_atomic
 from mapstack.store.layout import MANIFEST
 
 FORMAT = "mapstack stack store"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""What is written. Version 1 had no compressed members, which its readers would take for damage, and no `u` and `v`."""
+
+_READABLE_VERSIONS = (1, 2)
 _MAX_SHOWN = 80
 
 
@@ -42,7 +45,7 @@ def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """Read the manifest of a store.
+    """Read the manifest of a store; that of an older version of the format in the words of this one.
 
     Raises:
         StoreError: There is none, it is damaged, or a newer version of the format wrote it.
@@ -59,17 +62,18 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             f"'{folder / MANIFEST}' is not the manifest of a stack store, or is damaged; it is JSON that says format "
             f"'{FORMAT}'; restore it, or use another folder."
         )
-    if manifest.get("format_version") != FORMAT_VERSION:
+    if manifest.get("format_version") not in _READABLE_VERSIONS:
+        readable = " and ".join(map(str, _READABLE_VERSIONS))
         raise StoreError(
-            f"stack store '{folder}' has format version {manifest.get('format_version')}; this mapstack reads version "
-            f"{FORMAT_VERSION}; use the mapstack that wrote it, or a newer one."
+            f"stack store '{folder}' has format version {manifest.get('format_version')}; this mapstack reads versions "
+            f"{readable}; use the mapstack that wrote it, or a newer one."
         )
     if _render(manifest) != content:
         raise StoreError(
             f"'{folder / MANIFEST}' was changed after it was written; it vouches for every record and carries its own "
             "sha256; restore it, or write the store anew with overwrite: true."
         )
-    return manifest
+    return _upgrade(manifest)
 
 
 def names_another_format(folder: Path) -> bool:
@@ -107,6 +111,13 @@ def _render(manifest: Mapping[str, Any]) -> bytes:
     fields = {name: value for name, value in manifest.items() if name != "sha256"}
     fields["sha256"] = sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
     return json.dumps(fields, indent=2, sort_keys=True).encode() + b"\n"
+
+
+def _upgrade(manifest: dict[str, Any]) -> dict[str, Any]:
+    """Say what goes without saying in version 1, so that a store of it is resumed by the same configuration."""
+    if manifest["format_version"] != 1:
+        return manifest
+    return {**manifest, "identity": {"compress": "none", **manifest["identity"]}}
 
 
 def _parse(content: bytes) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mapstack.errors import InputError
+from mapstack.store.compression import COMPRESSED_SUFFIX, CompressedArrays, compress, decompress
 from mapstack.store.journal import TAR_BLOCK, Entry
 from mapstack.store.keys import member_name
 
@@ -65,11 +66,16 @@ class Packed:
 def pack(key: str, arrays: Mapping[str, NDArray[Any]], info: Mapping[str, Any]) -> Packed:
     """Turn a sample into tar members `NAME.<array name>.npy` and `NAME.json`; the same sample gives the same bytes.
 
+    `CompressedArrays` become `NAME.<array name>.npy.zst`, of the same bytes with the same version of zstd.
+
     Raises:
         InputError: The key, an array or the info cannot be stored.
+        StoreError: A package is missing that compression needs.
     """
     name = member_name(key)
     bodies = {array_name + _ARRAY_SUFFIX: _npy(array_name, arrays[array_name]) for array_name in sorted(arrays)}
+    if isinstance(arrays, CompressedArrays):
+        bodies = {suffix + COMPRESSED_SUFFIX: [compress(body)] for suffix, body in bodies.items()}
     bodies[_INFO_SUFFIX] = [_json(key, info)]
     chunks: list[bytes | memoryview] = []
     members: dict[str, tuple[int, int]] = {}
@@ -89,10 +95,11 @@ def unpack(entry: Entry, content: NDArray[np.uint8]) -> Record:
 
     Args:
         entry: The line of the journal.
-        content: The `entry.size` bytes; the arrays of the record are views of it.
+        content: The `entry.size` bytes; arrays that are not compressed are views of it.
 
     Raises:
         ValueError: The bytes are damaged.
+        StoreError: A package is missing that compression needs.
     """
     arrays: dict[str, NDArray[Any]] = {}
     info: dict[str, Any] = {}
@@ -100,8 +107,11 @@ def unpack(entry: Entry, content: NDArray[np.uint8]) -> Record:
         body = content[offset : offset + size]
         if suffix == _INFO_SUFFIX:
             info = json.loads(body.tobytes())
-        else:
-            arrays[suffix.removesuffix(_ARRAY_SUFFIX)] = _from_npy(body)
+            continue
+        plain = suffix.removesuffix(COMPRESSED_SUFFIX)
+        if plain != suffix:
+            body = decompress(body)
+        arrays[plain.removesuffix(_ARRAY_SUFFIX)] = _from_npy(body)
     if not isinstance(info, dict) or info.pop(_KEY_FIELD, None) != entry.key:
         raise ValueError("its json does not name its key")
     return Record(entry.key, arrays, info)

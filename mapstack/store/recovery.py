@@ -4,12 +4,15 @@ Both are only for the process that holds the folder exclusively, and both can be
 """
 
 import os
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from mapstack.errors import StoreError
 from mapstack.store.disk import cut_file, hash_range, sync_folder
 from mapstack.store.journal import Entry, damaged_part, padded_end, read_committed, read_journal
 from mapstack.store.layout import LOCK, MANIFEST, Part, list_parts, store_files
+from mapstack.store.manifest import read_manifest, write_manifest
 from mapstack.store.writer import seal_tar
 
 
@@ -76,7 +79,13 @@ def discard(folder: Path) -> Discarded:
     files = [path for path in store_files(folder) if path.name != LOCK]
     files.sort(key=lambda path: path.name == MANIFEST)
     n_bytes = sum(path.stat().st_size for path in files)
+    # Should this be interrupted, what is left must not call itself complete. A damaged manifest does not, and a disk
+    # too full for another one must not keep anybody from making room.
+    with suppress(StoreError, OSError):
+        write_manifest(folder, {**read_manifest(folder), "complete": False})
     for path in files:
+        if path.name == MANIFEST:
+            sync_folder(folder)
         path.unlink()
     sync_folder(folder)
     return Discarded(n_records, len(files), n_bytes)

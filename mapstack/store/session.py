@@ -13,10 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mapstack.errors import InputError, StoreError
-from mapstack.store.disk import disk_errors, make_folder, write_atomic
+from mapstack.store.disk import disk_errors, make_folder, sync_file, write_atomic
 from mapstack.store.failures import prepare_failures, read_failures
 from mapstack.store.journal import Tally, tally
-from mapstack.store.layout import BASIS, MANIFEST, foreign_files, list_parts, next_run
+from mapstack.store.layout import BASIS, ERRORS, MANIFEST, foreign_files, list_parts, next_run
 from mapstack.store.lock import FolderLock
 from mapstack.store.manifest import (
     names_another_format,
@@ -154,6 +154,8 @@ def finish(session: StoreSession, expected: int) -> Totals:
     """
     folder = session.folder
     with disk_errors(folder):
+        if (folder / ERRORS).exists():
+            sync_file(folder / ERRORS)  # of a rank that died between writing a line and syncing it
         counted = tally(folder)
         totals = Totals(expected, len(counted.done), len(_failed(folder, counted)), counted.n_bytes)
         is_complete = totals.done + totals.failed == expected and counted.n_unsealed == 0

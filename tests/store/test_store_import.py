@@ -1,7 +1,7 @@
 import subprocess
 import sys
 
-HEAVY = ("torch", "captum", "omegaconf", "lightning", "webdataset", "matplotlib", "PIL")
+HEAVY = ("torch", "captum", "omegaconf", "lightning", "webdataset", "matplotlib", "PIL", "zstandard")
 
 
 def test_importing_the_store_loads_numpy_and_the_standard_library_only():

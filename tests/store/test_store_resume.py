@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import tarfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -62,14 +63,17 @@ def states(interrupted: Path, scratch: Path, tar: bytes, journal: bytes) -> Iter
         yield tar_size, journal_size, scratch
 
 
+@pytest.mark.fault("W1")
 @pytest.mark.usefixtures("without_fsync")
-def test_w1_a_cut_at_every_byte_leaves_whole_records_in_a_clean_tar(interrupted, tmp_path, clean_tars):
+def test_w1_a_cut_at_every_byte_leaves_whole_records_in_a_clean_tar(interrupted, tmp_path, clean_tars, figure):
     tar = (interrupted / f"{STEM}.tar.partial").read_bytes()
     journal = (interrupted / f"{STEM}.jsonl").read_bytes()
     entries = read_journal(interrupted / f"{STEM}.jsonl").entries
     line_ends = read_journal(interrupted / f"{STEM}.jsonl").line_ends
     assert len(entries) == N_RECORDS
+    n_states = 0
     for tar_size, journal_size, folder in states(interrupted, tmp_path / "scratch", tar, journal):
+        n_states += 1
         n_whole = min(sum(e.end <= tar_size for e in entries), sum(end <= journal_size for end in line_ends))
         recovered = recover(folder)
         assert recovered.n_records == n_whole
@@ -77,6 +81,7 @@ def test_w1_a_cut_at_every_byte_leaves_whole_records_in_a_clean_tar(interrupted,
             assert (folder / f"{STEM}.tar").read_bytes() == clean_tars[n_whole]
             assert (folder / f"{STEM}.jsonl").read_bytes() == journal[: line_ends[n_whole - 1]]
         assert sum(name.startswith("part-") for name in os.listdir(folder)) == (2 if n_whole else 0)
+    figure(f"tar or journal cut at {n_states} places: whole records in a clean tar")
 
 
 def test_a_damaged_line_inside_a_journal_ends_what_is_trusted(interrupted, clean_tars, flip):
@@ -156,7 +161,8 @@ with open_store_for_writing(sys.argv[1], {"identity": {"a": 1}}) as session:
 """
 
 
-def test_w1_a_killed_writer_loses_nothing_that_it_acknowledged(tmp_path):
+@pytest.mark.fault("W1")
+def test_w1_a_killed_writer_loses_nothing_that_it_acknowledged(tmp_path, figure):
     folder = tmp_path / "store"
     acknowledged: set[str] = set()
     for n_lines in (1, 7, 23):
@@ -167,12 +173,14 @@ def test_w1_a_killed_writer_loses_nothing_that_it_acknowledged(tmp_path):
             acknowledged |= set(job.stdout.read().split())
     with open_store_for_writing(folder, {"identity": {"a": 1}}) as session:
         assert session.done >= acknowledged
+    figure(f"writer killed 3 times: {len(acknowledged)} acknowledged, 0 lost")
     assert len(acknowledged) >= 31
     assert verify(folder).damaged == ()
     for record in Store(folder):
         assert (record.arrays["stack"] == record.info["index"]).all()
 
 
+@pytest.mark.fault("W6")
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
@@ -183,15 +191,19 @@ def test_w1_a_killed_writer_loses_nothing_that_it_acknowledged(tmp_path):
         (("method",), {}, r"with method = nothing, this run has {} \(and differs in method.n_steps, method.name\)"),
     ],
 )
-def test_w6_another_configuration_is_refused_and_the_field_named(interrupted, manifest, path, value, message):
+def test_w6_another_configuration_is_refused_and_the_field_named(interrupted, manifest, path, value, message, figure):
     before = {path.name: path.read_bytes() for path in interrupted.iterdir() if path.name != "store.lock"}
     changed = copy.deepcopy(manifest)
     block = changed["identity"]
     for name in path[:-1]:
         block = block[name]
     block[path[-1]] = value
+    begun = time.monotonic()
     with pytest.raises(StoreError, match=message):
         open_store_for_writing(interrupted, changed)
+    took_s = time.monotonic() - begun
+    figure(f"another {'.'.join(path)}: refused and named in {took_s:.3f} s")
+    assert took_s < 1
     assert {path.name: path.read_bytes() for path in interrupted.iterdir() if path.name != "store.lock"} == before
     with open_store_for_writing(interrupted, manifest) as session:  # and the refusal let go of the lock
         assert len(session.done) == N_RECORDS
@@ -204,7 +216,8 @@ def test_fields_outside_the_identity_are_refreshed(interrupted, manifest):
     assert stored["totals"] == {"expected": 9, "done": 3, "failed": 0, "n_bytes": 3 * 3 * 1024}
 
 
-def test_w6_another_basis_is_refused(tmp_path, manifest):
+@pytest.mark.fault("W6")
+def test_w6_another_basis_is_refused(tmp_path, manifest, figure):
     folder = tmp_path / "store"
     open_store_for_writing(folder, manifest, basis=np.eye(3)).close()
     assert (Store(folder).basis == np.eye(3)).all()
@@ -212,6 +225,7 @@ def test_w6_another_basis_is_refused(tmp_path, manifest):
     for other in (np.eye(4), None):
         with pytest.raises(StoreError, match=r"was written with basis_sha256 = .*, this run has"):
             open_store_for_writing(folder, manifest, basis=other)
+    figure("2 of 2 other bases refused")
 
 
 def test_a_key_that_failed_is_reported_and_can_be_mended(interrupted, manifest, sample):
@@ -294,14 +308,6 @@ def test_a_damaged_sealed_part_is_refused_and_never_cut(tmp_path, write_store, m
         path.unlink()
     with open_store_for_writing(folder, manifest) as session:
         assert session.done == frozenset()
-
-
-def test_a_newer_format_is_refused(tmp_path, write_store, manifest, monkeypatch):
-    with monkeypatch.context() as patch:
-        patch.setattr("mapstack.store.manifest.FORMAT_VERSION", 2)
-        folder = write_store(tmp_path / "store", ["a"])
-    with pytest.raises(StoreError, match="has format version 2; this mapstack reads version 1"):
-        open_store_for_writing(folder, manifest)
 
 
 @pytest.mark.parametrize("bad", [{}, {"identity": 3}])

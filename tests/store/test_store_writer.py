@@ -174,9 +174,10 @@ def test_write_says_how_many_bytes_it_took(tmp_path: Path, manifest, sample):
         assert (folder / "part-0001-0000-0000.tar.partial").stat().st_size == n_bytes
 
 
+@pytest.mark.fault("R10")
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_r10_nan_and_infinity_are_never_stored(tmp_path: Path, manifest, sample, dtype, bad):
+def test_r10_nan_and_infinity_are_never_stored(tmp_path: Path, manifest, sample, dtype, bad, figure):
     folder = tmp_path / "store"
     with open_store_for_writing(folder, manifest) as session, StoreWriter(folder, session.run, 0) as writer:
         writer.write("good", sample(0), {})
@@ -187,6 +188,7 @@ def test_r10_nan_and_infinity_are_never_stored(tmp_path: Path, manifest, sample,
         writer.write("bad", sample(1), {})  # a refused sample leaves no trace, its key included
     assert Store(folder).keys() == ["good", "bad"]
     assert verify(folder).damaged == ()
+    figure(f"2 of 2 samples with {bad} in {np.dtype(dtype).name} or in the info refused")
 
 
 @pytest.mark.parametrize(
@@ -224,7 +226,8 @@ def write_until_it_fails(writer: StoreWriter, sample, committed: list[str]) -> N
         committed.append(f"k{index}")
 
 
-def test_w3_a_full_disk_leaves_whole_records_only(tmp_path: Path, manifest, sample, monkeypatch):
+@pytest.mark.fault("W3")
+def test_w3_a_full_disk_leaves_whole_records_only(tmp_path: Path, manifest, sample, monkeypatch, figure):
     folder = tmp_path / "store"
     write = os.write
     room = 0
@@ -257,6 +260,7 @@ def test_w3_a_full_disk_leaves_whole_records_only(tmp_path: Path, manifest, samp
         with open_store_for_writing(folder, manifest) as session:
             assert session.done == set(committed)
         assert verify(folder).damaged == ()
+    figure("disk that takes 100 bytes at a time, full at 12 sizes: whole records only")
 
 
 def test_an_exception_in_the_block_keeps_what_was_written(tmp_path: Path, manifest, sample):
