@@ -5,7 +5,7 @@ import logging
 import signal
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,9 @@ from mapstack.geometry import reduce_area
 from mapstack.methods import Occlusion
 from mapstack.models import load_model
 from mapstack.readouts import TextReadout
+from mapstack.store.disk import disk_errors
+from mapstack.store.layout import MANIFEST
+from mapstack.store.manifest import read_manifest, require_same_identity
 from mapstack.stored_stack import describe_store
 from train_like.data import ShardData
 from train_like.errors import DONE, SOME_FAILED, StoppedError, TerminatedError
@@ -31,6 +34,7 @@ from train_like.index import expand_shards, index_shards
 from train_like.module import StackModule
 from train_like.progress import ExtractionProgress
 from train_like.result import Result
+from train_like.size import estimate_record
 from train_like.writer import StoreCallback
 
 _EXPECTED_WARNINGS = (
@@ -56,6 +60,7 @@ def extract(config: Config) -> Result:
             f"route is '{config.route}'; extract writes a stack, whose form is stack.basis; remove route or set it to "
             "auto."
         )
+    _refuse_other_settings(config)
     index = index_shards(
         expand_shards(config.data.shards, config.data.allowed_schemes),
         duplicates=config.data.duplicates,  # type: ignore[arg-type]
@@ -64,16 +69,18 @@ def extract(config: Config) -> Result:
     readout = make_readout(config, explainer)
     basis = _choose_basis(config, explainer, readout)
     _require_form(explainer)
-    manifest = describe_store(explainer, basis, codec=config.stack.codec, shards_digest=index.digest)
+    manifest = describe_store(explainer, basis, encoding=config.stack.encoding, shards_digest=index.digest)
+    _refuse_other_store(config, manifest["identity"])
     store = StoreCallback(
         Path(config.output),
         {**manifest, "model": config.model.name, "versions": _versions()},
         None if basis is None else basis.rows.numpy(),
         index,
+        estimate_record(manifest, n_texts=0 if readout is None else readout.n_rows),
         overwrite=config.overwrite,
         max_bad_share=config.data.max_bad_share,
     )
-    module = StackModule(explainer, basis, readout, config.stack.codec)
+    module = StackModule(explainer, basis, readout, config.stack.encoding)
     started = time.perf_counter()
     trainer = make_trainer(config.trainer, [store, ExtractionProgress(store)])
     _predict(trainer, module, ShardData(config.data, explainer.model.preprocessing), store)
@@ -88,9 +95,54 @@ def extract(config: Config) -> Result:
         "failed": totals.failed,
         "computed_by_rank_0": store.n_computed,
         "bytes": totals.n_bytes,
+        "bytes_estimated": store.n_bytes_estimated,
         "seconds": round(time.perf_counter() - started, 3),
     }
     return Result(DONE if is_complete else SOME_FAILED, summary, trainer.is_global_zero)
+
+
+def _refuse_other_settings(config: Config) -> None:
+    """Refuse what the configuration alone says, before shards are walked and a model is loaded, which can take long.
+
+    Raises:
+        StoreError: The store was written with other settings.
+    """
+    stored = _stored_identity(config)
+    settings = {"method": config.method.describe(), "seed": config.seed, "basis": config.stack.basis}
+    # Whether the next three are as configured is decided by method and basis, which are compared above.
+    if stored.get("form") == "dense":
+        settings |= config.stack.encoding.describe()
+        if config.stack.map_size is not None:
+            settings["map_size"] = config.stack.map_size
+    if stored.get("normalize") != "both":
+        settings["normalize"] = config.stack.normalize
+    _refuse_other_store(config, settings)
+
+
+def _refuse_other_store(config: Config, identity: Mapping[str, Any]) -> None:
+    """Refuse a store of another identity before any rank is started; the store itself looks again, under its lock.
+
+    Args:
+        config: Names the store.
+        identity: As much of it as is known.
+
+    Raises:
+        StoreError: The store was written with another one.
+    """
+    stored = _stored_identity(config)
+    if stored:
+        theirs = {name: stored[name] for name in identity if name in stored}
+        require_same_identity(Path(config.output), theirs, identity)
+
+
+def _stored_identity(config: Config) -> dict[str, Any]:
+    """Return the identity of the store that this run would go on with; empty where there is none."""
+    folder = Path(config.output)
+    with disk_errors(folder):
+        if config.overwrite or not (folder / MANIFEST).is_file():
+            return {}
+        identity: dict[str, Any] = read_manifest(folder)["identity"]
+    return identity
 
 
 def make_explainer(config: Config) -> Explainer:
@@ -185,28 +237,28 @@ def _predict(trainer: lightning.Trainer, module: StackModule, data: ShardData, s
         StoppedError: A reader hangs or has died, or Ctrl-C came.
         TerminatedError: SIGTERM came.
     """
+    store.local_ranks.begin()
     try:
         with warnings.catch_warnings():
             for message in _EXPECTED_WARNINGS:
                 warnings.filterwarnings("ignore", message=message)
             trainer.predict(module, datamodule=data, return_predictions=False)
     except BaseException as error:
-        _end_children(trainer)
+        # Nothing in the loop would tell them that this rank is gone.
+        store.local_ranks.take_over(trainer.strategy.launcher)
+        store.local_ranks.send(signal.SIGTERM)
         explained = _explain_end(error, store)
         if explained is error:
             raise
         raise explained from None
     finally:
-        store.close()
-        if torch.distributed.is_initialized():
-            torch.distributed.destroy_process_group()
-
-
-def _end_children(trainer: lightning.Trainer) -> None:
-    """End the ranks that this process has started: nothing in the loop would tell them that rank 0 is gone."""
-    launcher: Any = trainer.strategy.launcher
-    if launcher is not None:
-        launcher.kill(signal.SIGTERM)
+        try:
+            store.close()
+        finally:
+            # Before this rank waits for others: one that waits for it is told so by its sockets.
+            if torch.distributed.is_initialized():
+                torch.distributed.destroy_process_group()
+            store.local_ranks.end()
 
 
 def _explain_end(error: BaseException, store: StoreCallback) -> BaseException:

@@ -37,7 +37,9 @@ class ExtractionProgress(ProgressBar):
     def on_predict_batch_end(self, trainer: lightning.Trainer, *_: Any, **__: Any) -> None:
         """Advance by the samples of the batch."""
         if self._bar is not None:
-            self._bar.set_postfix_str(f"{format_bytes(self._store.n_bytes)} written", refresh=False)
+            size = self._store.record_size
+            most = f"{'' if size.is_exact else 'at most '}{format_bytes(self._bar.total * size.n_bytes)}"
+            self._bar.set_postfix_str(f"{format_bytes(self._store.n_bytes)} of {most} written", refresh=False)
             self._bar.update(self._store.n_seen - self._bar.n)
 
     def on_predict_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:

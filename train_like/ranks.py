@@ -10,6 +10,10 @@ from mapstack.errors import MapstackError
 from train_like.errors import StoppedError
 
 _PATIENCE = timedelta(days=7)
+LOST_RANK = (
+    "another rank ended before its share was done; what every rank committed is kept; see that rank's messages, and "
+    "run the same command to go on."
+)
 
 
 class Ranks:
@@ -52,14 +56,15 @@ class Ranks:
         """
         return any(self._talk(lambda: self._gather(flag)))
 
+    def leave(self) -> None:
+        """Leave the group, so that the others do not wait for this rank."""
+        self._group = None
+
     def _talk(self, exchange: Callable[[], Any]) -> Any:
         try:
             return exchange()
         except RuntimeError as error:
-            raise StoppedError(
-                "another rank ended before its share was done; what every rank committed is kept; see that rank's "
-                "messages, and run the same command to go on."
-            ) from error
+            raise StoppedError(LOST_RANK) from error
 
     def _broadcast(self, value: Any) -> Any:
         values = [value]

@@ -11,21 +11,19 @@ class TerminationFlag:
     """Set once SIGTERM has come.
 
     Lightning's own handler notes the signal and goes on, so this one takes its place while the loop runs.
+
+    Args:
+        pass_on: Sends a signal to the ranks that this process has started.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, pass_on: Callable[[int], None]) -> None:
         self.is_set = False
         self._previous: Any = None
-        self._pass_on: Callable[[int], None] | None = None
+        self._pass_on = pass_on
 
-    def listen(self, pass_on: Callable[[int], None] | None) -> None:
-        """Take the signal over, from whoever has it now; only the main thread can.
-
-        Args:
-            pass_on: Sends a signal to the ranks that this process started; None where there are none.
-        """
+    def listen(self) -> None:
+        """Take the signal over, from whoever has it now; only the main thread can."""
         if threading.current_thread() is threading.main_thread():
-            self._pass_on = pass_on
             previous = signal.signal(signal.SIGTERM, self._note)
             if self._previous is None:
                 self._previous = previous
@@ -38,5 +36,4 @@ class TerminationFlag:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.is_set = True
-        if self._pass_on is not None:
-            self._pass_on(number)
+        self._pass_on(number)

@@ -8,16 +8,29 @@ from typing import Any
 import lightning
 from lightning.pytorch.callbacks import BasePredictionWriter
 
-from mapstack.store import StoreSession, StoreWriter, Totals, finish, open_store_for_writing, record_failure
+from mapstack.store import (
+    StoreSession,
+    StoreWriter,
+    Totals,
+    check_space,
+    finish,
+    open_store_for_writing,
+    record_failure,
+)
+from mapstack.store.disk import disk_errors
+from mapstack.store.layout import store_files
 from train_like.data import ShardData
 from train_like.errors import StoppedError, TerminatedError
-from train_like.index import Problem, ShardIndex
+from train_like.index import Entry, Problem, ShardIndex
+from train_like.local_ranks import LocalRanks
 from train_like.module import StackRecord
-from train_like.ranks import Ranks
+from train_like.ranks import LOST_RANK, Ranks
 from train_like.signals import TerminationFlag
-from train_like.source import Failure
+from train_like.size import RecordSize
+from train_like.source import Failure, share
 
 _MIN_SAMPLES_BEFORE_ABORT = 100
+_N_WEIGHED = 16
 
 
 class StoreCallback(BasePredictionWriter):
@@ -31,10 +44,14 @@ class StoreCallback(BasePredictionWriter):
         manifest: See `open_store_for_writing`.
         basis: Rows of the basis; None for the axes.
         index: All samples of the job.
+        record_size: What a record will take.
         overwrite: Discard what the folder holds.
         max_bad_share: Stop when more than this share of this rank's samples is bad.
 
     Attributes:
+        local_ranks: The ranks that hang on this process.
+        record_size: What a record will take.
+        n_bytes_estimated: The most that the job will write, as rank 0 has estimated before the loop.
         totals: The account, after the loop.
         n_computed: Stacks that this rank made.
         n_bytes: Bytes that this rank wrote.
@@ -46,6 +63,7 @@ class StoreCallback(BasePredictionWriter):
         manifest: dict[str, Any],
         basis: Any,
         index: ShardIndex,
+        record_size: RecordSize,
         *,
         overwrite: bool,
         max_bad_share: float,
@@ -60,10 +78,15 @@ class StoreCallback(BasePredictionWriter):
         self._session: StoreSession | None = None
         self._writer: StoreWriter | None = None
         self._ranks: Ranks | None = None
-        self._termination = TerminationFlag()
+        self.local_ranks = LocalRanks()
+        self._termination = TerminationFlag(self.local_ranks.send)
         self._n_expected = index.n_expected
         self._n_done_before = 0
+        self._n_share = 0
+        self._is_weighed = False
         self._n_bad = 0
+        self.record_size = record_size
+        self.n_bytes_estimated = 0
         self.totals: Totals | None = None
         self.n_computed = 0
         self.n_bytes = 0
@@ -77,10 +100,19 @@ class StoreCallback(BasePredictionWriter):
         data = trainer.datamodule  # type: ignore[attr-defined]
         if not isinstance(data, ShardData):
             raise TypeError(f"trainer has {type(data).__name__} as data; a store is filled from ShardData.")
-        data.entries = [entry for entry in self._index.entries if entry.key not in done]
+        data.entries = self._still_to_do(done)
+        self._n_share = len(share(data.entries, trainer.global_rank, trainer.world_size))
         self._writer = StoreWriter(self._folder, run, trainer.global_rank)
 
+    def _still_to_do(self, done: frozenset[str]) -> list[Entry]:
+        return [entry for entry in self._index.entries if entry.key not in done]
+
     def _open(self) -> tuple[int, frozenset[str]]:
+        n_bytes_held = _size_of_store(self._folder)
+        is_begun = n_bytes_held > 0 and not self._overwrite
+        if not is_begun:
+            # Before anything is made or discarded. What will be discarded makes room.
+            self._require_room(len(self._index.entries), n_bytes_held)
         self._session = open_store_for_writing(
             self._folder,
             self._manifest,
@@ -88,6 +120,10 @@ class StoreCallback(BasePredictionWriter):
             basis=self._basis,
             expected=self._index.n_expected,
         )
+        n_left = len(self._still_to_do(self._session.done))
+        self.n_bytes_estimated = n_left * self.record_size.n_bytes
+        if is_begun:
+            self._require_room(n_left)
         self._tell(self._session)
         problems = name_problems(self._index)
         for key, problem in problems.items():
@@ -98,6 +134,11 @@ class StoreCallback(BasePredictionWriter):
         earlier = self._session.done | self._session.failed
         self._n_expected += len(earlier.difference(problems, (entry.key for entry in self._index.entries)))
         return self._session.run, self._session.done
+
+    def _require_room(self, n_records: int, n_bytes_freed: int = 0) -> None:
+        """Refuse what the disk will not hold; where the size depends on the pictures, the first of them will tell."""
+        if self.record_size.is_exact:
+            check_space(self._folder, n_records * self.record_size.n_bytes - n_bytes_freed)
 
     @staticmethod
     def _tell(session: StoreSession) -> None:
@@ -111,8 +152,23 @@ class StoreCallback(BasePredictionWriter):
         self._listen(trainer)
 
     def _listen(self, trainer: lightning.Trainer) -> None:
-        launcher = trainer.strategy.launcher
-        self._termination.listen(None if launcher is None else launcher.kill)
+        self.local_ranks.take_over(trainer.strategy.launcher)
+        self._termination.listen()
+
+    def on_predict_batch_start(
+        self,
+        trainer: lightning.Trainer,
+        pl_module: lightning.LightningModule,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Begin no batch after SIGTERM, which may have come while the job started or the reader was waited for.
+
+        Raises:
+            TerminatedError: It has come.
+        """
+        self._stop_if_terminated()
 
     def write_on_batch_end(
         self,
@@ -127,8 +183,9 @@ class StoreCallback(BasePredictionWriter):
         """Write and commit a batch.
 
         Raises:
-            StoppedError: Too many samples are bad.
-            TerminatedError: SIGTERM has come to a rank; the batch is safe.
+            StoppedError: Too many samples are bad, or a rank that this process has started is gone.
+            StoreDiskError: The disk refuses, or will not hold the rest.
+            TerminatedError: SIGTERM has come; the batch is safe.
         """
         writer = self._require_writer()
         for result in prediction:
@@ -139,9 +196,22 @@ class StoreCallback(BasePredictionWriter):
                 self.n_bytes += writer.write(result.key, result.arrays, result.info)
                 self.n_computed += 1
         writer.commit()
+        self._stop_if_terminated()
+        if self.local_ranks.is_one_gone:
+            raise StoppedError(LOST_RANK)
+        self._check_share(self._n_bad, self._n_done_before + self.n_seen)
+        self._weigh(trainer.world_size)
+
+    def _stop_if_terminated(self) -> None:
         if self._termination.is_set:
             self._close_account(is_early=True)
-        self._check_share(self._n_bad, self._n_done_before + self.n_seen)
+
+    def _weigh(self, n_ranks: int) -> None:
+        """Once, where the size of records depends on the pictures: take the first for the rest."""
+        if self.record_size.is_exact or self._is_weighed or self.n_computed < _N_WEIGHED:
+            return
+        self._is_weighed = True
+        check_space(self._folder, (self._n_share - self.n_seen) * n_ranks * self.n_bytes // self.n_computed)
 
     @property
     def n_seen(self) -> int:
@@ -193,12 +263,19 @@ class StoreCallback(BasePredictionWriter):
             self._writer.close()
         if self._session is not None:
             self._session.close()
+        if self._ranks is not None:
+            self._ranks.leave()
         self._termination.ignore()
 
     def _require_writer(self) -> StoreWriter:
         if self._writer is None:
             raise RuntimeError("the store was never opened.")
         return self._writer
+
+
+def _size_of_store(folder: Path) -> int:
+    with disk_errors(folder):
+        return sum(path.stat().st_size for path in store_files(folder)) if folder.is_dir() else 0
 
 
 def name_problems(index: ShardIndex) -> dict[str, Problem]:

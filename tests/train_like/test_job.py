@@ -23,6 +23,7 @@ from train_like.cli import main
 from train_like.module import StackModule
 
 Command = Callable[..., Ended]
+Figure = Callable[[str], None]
 TEXTS = ("left pleural effusion", "no nodule", "heart")
 QUICK = {"name": "integrated_gradients", "n_steps": 3}
 OCCLUSION = {"name": "occlusion", "sliding_window_shapes": 56, "strides": 56}
@@ -51,7 +52,7 @@ def test_every_sample_is_accounted_for(job_config: Path, command: Command, tmp_p
     assert sorted(store.keys()) == [key for key, _ in samples(7)]
     assert store.manifest["complete"] is True
     assert line["bytes"] == sum(len(content) for content in record_bytes(tmp_path / "store").values())
-    assert re.search(r"100%.*7/7 .*image/s, [\d.]+ kB written", ended.err)
+    assert re.search(r"100%.*7/7 .*image/s, [\d.]+ kB of [\d.]+ kB written", ended.err)
     verified = command("verify", tmp_path / "store")
     assert verified.code == 0
     assert verified.line == {
@@ -109,19 +110,26 @@ def test_the_job_and_the_python_door_make_the_same_map(
         assert record.info["route"] == basis
 
 
-def test_a_limited_run_is_continued(job_config: Path, command: Command, tmp_path: Path, clean_store: Path) -> None:
+@pytest.mark.fault("W6")
+def test_a_limited_run_is_continued(
+    job_config: Path, command: Command, during_batch: Any, tmp_path: Path, clean_store: Path, figure: Figure
+) -> None:
     first = command("extract", job_config, "data.limit=3")
     assert (first.code, first.line["expected"], first.line["done"]) == (0, 3, 3)
+    before = {path: path.read_bytes() for path in (tmp_path / "store").glob("part-*")}
     rest = command("extract", job_config)
     assert (rest.code, rest.line["done"], rest.line["computed_by_rank_0"]) == (0, 7, 4)
     assert "3 records are done already" in rest.err
     assert record_bytes(tmp_path / "store") == record_bytes(clean_store)
+    assert {path: path.read_bytes() for path in before} == before
+    during_batch(0, lambda: pytest.fail("a stack was computed"))
     again = command("extract", job_config)
     assert (again.code, again.line["done"], again.line["computed_by_rank_0"]) == (0, 7, 0)
     # A smaller limit asks for less than there is, and takes nothing away.
     smaller = command("extract", job_config, "data.limit=2")
     assert (smaller.code, smaller.line["expected"], smaller.line["done"]) == (0, 7, 7)
     assert command("verify", tmp_path / "store").code == 0
+    figure("3 of 7 done: the same command computes 4, and once more 0; 0 bytes of the first 3 rewritten")
 
 
 @pytest.fixture
@@ -141,8 +149,9 @@ def during_batch(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, Callable[[],
     return install
 
 
+@pytest.mark.fault("W5")
 def test_sigterm_commits_the_batch_and_the_next_run_goes_on(
-    job_config: Path, command: Command, during_batch: Any, tmp_path: Path, clean_store: Path
+    job_config: Path, command: Command, during_batch: Any, tmp_path: Path, clean_store: Path, figure: Figure
 ) -> None:
     handler = signal.getsignal(signal.SIGTERM)
     during_batch(1, lambda: os.kill(os.getpid(), signal.SIGTERM))
@@ -155,10 +164,12 @@ def test_sigterm_commits_the_batch_and_the_next_run_goes_on(
     rest = command("extract", job_config, "data.batch_size=2")
     assert (rest.code, rest.line["done"], rest.line["computed_by_rank_0"]) == (0, 7, 3)
     assert record_bytes(tmp_path / "store") == record_bytes(clean_store)
+    figure("SIGTERM in the second batch of 2: 4 of 7 committed, exit code 143; then 3 computed")
 
 
+@pytest.mark.fault("W5")
 def test_ctrl_c_and_a_crash_stop_the_job_and_say_so(
-    job_config: Path, command: Command, during_batch: Any, tmp_path: Path
+    job_config: Path, command: Command, during_batch: Any, tmp_path: Path, figure: Figure
 ) -> None:
     def interrupt() -> None:
         raise KeyboardInterrupt
@@ -176,6 +187,7 @@ def test_ctrl_c_and_a_crash_stop_the_job_and_say_so(
     assert (ended.code, ended.line) == (4, {"command": "extract", "status": "stopped", "error": "OSError"})
     assert "disk on fire" in ended.err
     assert len(Store(tmp_path / "store")) == 4
+    figure("one process: SIGINT and an exception in the second batch of 2: exit code 4, the batch before it kept")
 
 
 @pytest.fixture(scope="module")
@@ -191,7 +203,7 @@ def test_another_configuration_is_refused_and_nothing_is_lost(
     for override, field in {
         "method.strides=28": "method.strides = 56, this run has 28",
         "method.baseline=white": "method.baseline",
-        "method.name=gradient": "form",
+        "method.name=gradient": "method.name",
         f"model.checkpoint={other_checkpoint}": "weights",
         "seed=1": "seed = 0, this run has 1",
         f"data.shards={other_shard}": "shards",

@@ -110,6 +110,6 @@ def test_a_folder_that_holds_something_else_is_left_alone(job_config: Path, comm
 
 
 def test_a_disk_that_refuses_stops_the_job(job_config: Path, command: Command) -> None:
-    ended = command("extract", job_config, "output=/proc/store")
+    ended = command("extract", job_config, f"output={job_config}/store")
     assert (ended.code, ended.line["status"]) == (4, "stopped")
     assert "could not be read or written" in ended.err

@@ -7,74 +7,20 @@ import json
 import os
 import re
 import signal
-import socket
-import subprocess
 import sys
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from mapstack.store.journal import read_journal
 from mapstack.store.layout import list_parts
 from tests.train_like.jobs import Ended, record_bytes
+from tests.train_like.launched import EXTRACT, TIMEOUT_S, free_port, processes, run, wait_for_records
 from train_like.cli import main
 
-ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
-MODULE = ("-m", "train_like", "extract")
-TIMEOUT_S = 240
-LAUNCHERS = re.compile(r"(SLURM|PMI|OMPI|TORCHELASTIC|LT)_|(MASTER|NODE|LOCAL|GROUP|WORLD)_|RANK$|PYTEST")
-
-
-@contextmanager
-def processes(*commands: Sequence[object], **environment: object) -> Iterator[list[subprocess.Popen[str]]]:
-    """Start commands from the checkout, in process groups of their own, which are gone at the end."""
-    clean = {name: value for name, value in os.environ.items() if not LAUNCHERS.match(name)}
-    started = [
-        subprocess.Popen(
-            [str(word) for word in command],
-            cwd=ROOT,
-            env=clean
-            | {"OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-            | {name: str(value).format(number=number) for name, value in environment.items()},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
-        for number, command in enumerate(commands)
-    ]
-    try:
-        yield started
-    finally:
-        for process in started:
-            end_group(process)
-
-
-def end_group(process: subprocess.Popen[str]) -> None:
-    with suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.communicate(timeout=TIMEOUT_S)
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-        return port
-
-
-def run(*commands: Sequence[object], **environment: object) -> list[Ended]:
-    with processes(*commands, **environment) as started:
-        endings = []
-        for process in started:
-            out, err = process.communicate(timeout=TIMEOUT_S)
-            line = json.loads(out.splitlines()[-1]) if out else {}
-            endings.append(Ended(process.returncode, line, out, err))
-        return endings
+MODULE = EXTRACT[1:]
+Figure = Callable[[str], None]
 
 
 def assert_quiet(err: str) -> None:
@@ -99,7 +45,7 @@ def two_ranks(job_config: Path) -> list[object]:
 
 
 def test_plain_launcher(two_ranks: list[object], tmp_path: Path, clean_store: Path) -> None:
-    (ended,) = run([sys.executable, *MODULE, *two_ranks, "data.num_workers=1"])
+    (ended,) = run([*EXTRACT, *two_ranks, "data.num_workers=1"])
     assert_done_by_two(ended, tmp_path / "store", clean_store, by_rank_0=3)
     assert_quiet(ended.err)
 
@@ -119,11 +65,12 @@ def test_fabric_run(two_ranks: list[object], tmp_path: Path, clean_store: Path) 
     assert_quiet(ended.err)
 
 
+@pytest.mark.fault("W6")
 def test_srun_goes_on_with_what_one_rank_began(
-    two_ranks: list[object], job_config: Path, tmp_path: Path, clean_store: Path
+    two_ranks: list[object], job_config: Path, tmp_path: Path, clean_store: Path, figure: Figure
 ) -> None:
     assert main(["extract", str(job_config), "data.limit=2"]) == 0
-    command = [sys.executable, *MODULE, *two_ranks]
+    command = [*EXTRACT, *two_ranks]
     slurm = {"NTASKS": 2, "NTASKS_PER_NODE": 2, "NNODES": 1, "PROCID": "{number}", "LOCALID": "{number}", "NODEID": 0}
     job = {"JOB_ID": 4242, "JOB_NAME": "maps", "NODELIST": "127.0.0.1"}
     environment = {f"SLURM_{name}": value for name, value in (slurm | job).items()}
@@ -132,34 +79,28 @@ def test_srun_goes_on_with_what_one_rank_began(
     assert_done_by_two(first, tmp_path / "store", clean_store, by_rank_0=2)
     assert (second.code, second.out) == (0, "")
     assert_quiet(second.err)
+    figure("2 of 7 done by 1 rank: 2 ranks compute the other 5, bit for bit as 1 would")
 
 
 def test_a_rank_without_work_ends_with_the_others(two_ranks: list[object], tmp_path: Path) -> None:
-    (ended,) = run([sys.executable, *MODULE, *two_ranks, "data.limit=1"])
+    (ended,) = run([*EXTRACT, *two_ranks, "data.limit=1"])
     assert ended.code == 0, ended.err
     assert (ended.line["done"], ended.line["computed_by_rank_0"]) == (1, 0)
     assert len(record_bytes(tmp_path / "store")) == 1
 
 
 def test_a_stray_rank_in_the_environment_loses_nothing(job_config: Path, tmp_path: Path, clean_store: Path) -> None:
-    (ended,) = run([sys.executable, *MODULE, job_config], RANK=1, WORLD_SIZE=2)
+    (ended,) = run([*EXTRACT, job_config], RANK=1, WORLD_SIZE=2)
     assert ended.code == 0, ended.err
     assert (ended.line["done"], ended.line["computed_by_rank_0"]) == (7, 7)
     assert record_bytes(tmp_path / "store") == record_bytes(clean_store)
 
 
-def wait_for_records(store: Path, n: int, process: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + TIMEOUT_S
-    while sum(len(read_journal(part.journal(store)).entries) for part in list_parts(store)) < n:
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
-
-
-def test_killed_and_terminated_runs_are_continued(job_config: Path, tmp_path: Path) -> None:
+@pytest.mark.fault("W5")
+def test_killed_and_terminated_runs_are_continued(job_config: Path, tmp_path: Path, figure: Figure) -> None:
     """SIGKILL, then SIGTERM to the whole process group with its readers, as SLURM sends it; then left in peace."""
     overrides = ["method.strides=8", "data.batch_size=1"]
-    command = [sys.executable, *MODULE, job_config, *overrides, "data.num_workers=1"]
+    command = [*EXTRACT, job_config, *overrides, "data.num_workers=1"]
     store = tmp_path / "store"
     store.mkdir()
     with processes(command) as (process,):
@@ -181,3 +122,7 @@ def test_killed_and_terminated_runs_are_continued(job_config: Path, tmp_path: Pa
     assert main(["extract", str(job_config), *overrides, f"output={tmp_path / 'clean'}"]) == 0
     assert len({part.run for part in list_parts(store)}) == 3
     assert record_bytes(store) == record_bytes(tmp_path / "clean")
+    figure(
+        f"1 rank with a reader: {n_killed} of 7 kept through SIGKILL, {n_terminated} after SIGTERM to the group (143), "
+        "then 7 of 7, bit for bit"
+    )

@@ -1,0 +1,119 @@
+"""Resuming: another configuration is refused at once, and under the same nothing is computed twice."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.train_like.jobs import Ended, samples, write_shard
+from tests.train_like.launched import EXTRACT, run
+from train_like import extract
+from train_like.module import StackModule
+
+Command = Callable[..., Ended]
+Figure = Callable[[str], None]
+
+METHOD = "method={name: integrated_gradients, n_steps: 2}"
+PROMPTS = ("stack={basis: prompts, map_size: 56}", "prompts.texts=[heart, no nodule]", METHOD)
+# What is changed -> the field that is named. Of the first group the configuration alone tells.
+SETTINGS = {
+    "method.n_steps=3": "method.n_steps = 2, this run has 3",
+    "method.baseline=white": 'method.baseline = "black", this run has "white"',
+    "method={name: gradient}": 'method.baseline = "black", this run has nothing (and differs in method.',
+    "stack.basis=axes": 'basis = "prompts", this run has "axes"',
+    "stack.normalize=false": "normalize = true, this run has false",
+    "stack.map_size=112": "map_size = 56, this run has 112",
+    "stack.codec=int8": 'codec = "float16", this run has "int8"',
+    "stack.codec=lowrank": 'codec = "float16", this run has "lowrank"',
+    "stack.compress=zstd": 'compress = "none", this run has "zstd"',
+    "seed=1": "seed = 0, this run has 1",
+}
+INPUTS = {"model.checkpoint=OTHER": "weights", "data.shards=OTHER": "shards"}
+TEXTS = {"prompts.texts=[heart, left nodule]": "basis_sha256"}
+LIMIT_S = 1.0
+
+
+def changed(override: str) -> list[str]:
+    """The overrides of a job of which one is changed; another method has other parameters."""
+    return [*(PROMPTS[:-1] if override.startswith("method={") else PROMPTS), override]
+
+
+@pytest.fixture(scope="module")
+def other_shard(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_shard(tmp_path_factory.mktemp("other_shard") / "b.tar", samples(2, first=9))
+
+
+@pytest.fixture
+def compute_nothing(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    def install() -> None:
+        monkeypatch.setattr(StackModule, "predict_step", lambda *_: pytest.fail("a stack was computed"))
+
+    return install
+
+
+@pytest.mark.fault("W6")
+def test_another_configuration_is_refused_at_once_and_named(
+    job_config: Path,
+    command: Command,
+    tmp_path: Path,
+    other_checkpoint: Path,
+    other_shard: Path,
+    compute_nothing: Callable[[], None],
+    figure: Figure,
+) -> None:
+    assert command("extract", job_config, *PROMPTS, "data.limit=1").code == 0
+    kept = {path.name: path.read_bytes() for path in (tmp_path / "store").iterdir()}
+    compute_nothing()
+    longest_s = 0.0
+    for override, field in {**SETTINGS, **INPUTS, **TEXTS}.items():
+        other = str(other_shard if "shards" in override else other_checkpoint)
+        since = time.perf_counter()
+        ended = command("extract", job_config, *changed(override.replace("OTHER", other)))
+        longest_s = max(longest_s, time.perf_counter() - since)
+        assert (ended.code, ended.line["status"]) == (3, "wrong_store"), override
+        assert f"was written with {field}" in ended.err, override
+        assert "overwrite: true" in ended.err
+    now = {path.name: path.read_bytes() for path in (tmp_path / "store").iterdir()}
+    assert now | {"store.lock": b""} == kept | {"store.lock": b""}
+    assert longest_s < 10 * LIMIT_S
+    n = len(SETTINGS) + len(INPUTS) + len(TEXTS)
+    figure(f"{n} other configurations of {n} refused within {longest_s:.2f} s, the field named, 0 files changed")
+
+
+@pytest.mark.fault("W6")
+def test_other_settings_are_refused_before_shards_are_walked_and_a_model_is_loaded(
+    job_config: Path, command: Command, monkeypatch: pytest.MonkeyPatch, figure: Figure
+) -> None:
+    """Both take minutes at full size."""
+    assert command("extract", job_config, *PROMPTS, "data.limit=1").code == 0
+
+    def wait(*_: Any, **__: Any) -> None:
+        pytest.fail("it was not refused before")
+
+    monkeypatch.setattr(extract, "index_shards", wait)
+    monkeypatch.setattr(extract, "load_model", wait)
+    for override, field in SETTINGS.items():
+        ended = command("extract", job_config, *changed(override))
+        assert ended.code == 3, override
+        assert f"was written with {field}" in ended.err
+    figure(f"{len(SETTINGS)} of {len(SETTINGS)} other settings are refused from the configuration alone")
+
+
+def test_what_decides_no_byte_is_not_compared(job_config: Path, command: Command) -> None:
+    """An occlusion stack holds embeddings: it serves both of them, maps of any size, and has no codec."""
+    free = ["stack={basis: axes, normalize: false, map_size: 112, codec: int8}", "data.limit=2"]
+    assert command("extract", job_config, "data.limit=1").code == 0
+    assert command("extract", job_config, *free).line["computed_by_rank_0"] == 1
+
+
+@pytest.mark.fault("W6")
+def test_another_configuration_is_refused_before_a_second_rank_is_started(
+    job_config: Path, command: Command, other_checkpoint: Path, figure: Figure
+) -> None:
+    assert command("extract", job_config, "data.limit=1").code == 0
+    (refused,) = run([*EXTRACT, job_config, "trainer.devices=2", f"model.checkpoint={other_checkpoint}"])
+    assert refused.code == 3
+    assert refused.out.count("\n") == refused.err.count("\n") == 1  # each rank would have said so
+    figure("2 ranks, other weights: refused by 1 process, exit code 3")
