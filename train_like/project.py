@@ -2,8 +2,11 @@
 
 import io
 import json
+import os
 import sys
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -27,6 +30,8 @@ from train_like.errors import DONE
 from train_like.pictures import ShardPictures
 from train_like.result import Result
 
+# Reading, checking and decoding a record keeps a core busy for longer than a disk needs to give it.
+_MAX_THREADS = 4
 _KEPT = ("n_steps", "is_converged", "geometry", "sha256")  # what a map's json repeats of its record
 
 
@@ -61,22 +66,43 @@ def project(config: Config) -> Result:
     output = Path(config.project.output)
     output.mkdir(parents=True, exist_ok=True)
     keys = list(islice(store.keys(), config.project.limit))
-    residuals: list[float] = []
-    for key in tqdm(keys, desc="project", unit="image", file=sys.stderr):
-        projection = project_record(store.read(key, check=True), store.manifest, basis, readout, config.stack.map_size)
-        residuals.extend(abs(value) for value in projection.info["residual"] or [])
+
+    def make(key: str) -> Projection:
+        return project_record(store.read(key, check=True), store.manifest, basis, readout, config.stack.map_size)
+
+    residual: float | None = None
+    for projection in tqdm(_work_ahead(keys, make), desc="project", unit="image", file=sys.stderr, total=len(keys)):
+        for value in projection.info["residual"] or []:
+            residual = max(residual or 0.0, abs(value))
         _write(projection, output)
         if pictures is not None:
             # A free text may name a patient, and a file's name is seen by more people than its content.
             slugs = [slug(name) if config.prompts.file else "text" for name in projection.info["names"]]
-            _draw(projection, pictures.read(key), output, store.manifest, slugs)
+            _draw(projection, pictures.read(projection.key), output, store.manifest, slugs)
     summary = {
         "output": str(output),
         "samples": len(keys),
         "texts": readout.n_rows,
-        "largest_residual": max(residuals, default=None),
+        "largest_residual": residual,
     }
     return Result(DONE, summary)
+
+
+def _work_ahead(keys: Sequence[str], make: Callable[[str], Projection]) -> Iterator[Projection]:
+    """Yield the projection of each key, in order, while threads work on the next ones.
+
+    At most as many are begun besides the one that was taken as there are threads, so that the memory does not grow with
+    the store.
+    """
+    n_threads = min(_MAX_THREADS, os.cpu_count() or 1)
+    with ThreadPoolExecutor(n_threads) as threads:
+        ahead: deque[Future[Projection]] = deque()
+        for key in keys:
+            ahead.append(threads.submit(make, key))
+            if len(ahead) > n_threads:
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()
 
 
 def _make_readout(config: Config, store: Store) -> TextReadout:
