@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mapstack.basis import Basis
-from mapstack.errors import StoreError
+from mapstack.errors import InputError, StoreError
 from mapstack.explainer import Explainer
 from mapstack.methods import Occlusion, Sweep, Windows
 from mapstack.stack import OcclusionStack, Stack
@@ -63,16 +63,37 @@ def stack_arrays(stack: Stack | OcclusionStack, encoding: Encoding) -> Arrays:
     Raises:
         InputError: It holds NaN or infinity.
     """
+    return encode_arrays(plain_arrays(stack), encoding)
+
+
+def plain_arrays(stack: Stack | OcclusionStack) -> Arrays:
+    """Return the numbers of the stack of one picture before they are encoded: float32, on the CPU."""
     if isinstance(stack, OcclusionStack):
         baseline: Tensor | None = stack.sweep.at_baseline[0]
         arrays = {"scores": _to_numpy(stack.sweep.occluded[0])}
     else:
         baseline = None if stack.baseline_embedding is None else stack.baseline_embedding[0]
-        arrays = encoding.encode(_to_numpy(stack.values[0]))
+        arrays = {"stack": _to_numpy(stack.values[0])}
     arrays["embedding"] = _to_numpy(stack.embedding[0])
     if baseline is not None:
         arrays["baseline_embedding"] = _to_numpy(baseline)
-    return encoding.wrap(arrays)
+    return arrays
+
+
+def encode_arrays(arrays: Arrays, encoding: Encoding) -> Arrays:
+    """Return what the store keeps of `plain_arrays`; in numpy alone, hence in any thread.
+
+    Raises:
+        InputError: They hold NaN or infinity.
+    """
+    rest = {name: array for name, array in arrays.items() if name != "stack"}
+    for name, array in rest.items():
+        if not np.isfinite(array).all():
+            raise InputError(
+                f"its {name} holds NaN or infinity, which is never stored; check the model and the sample."
+            )
+    encoded = encoding.encode(arrays["stack"]) if "stack" in arrays else {}
+    return encoding.wrap(encoded | rest)
 
 
 def stack_info(stack: Stack | OcclusionStack) -> dict[str, Any]:

@@ -7,7 +7,8 @@ import torch
 
 from mapstack.errors import ImageError
 from mapstack.images import Inputs, Prepared, Preprocessing, collate, decode, prepare
-from train_like.source import Failure, Sample
+from mapstack.store import Failure
+from train_like.source import Sample
 
 _READABLE = ("png", "jpg", "jpeg")
 

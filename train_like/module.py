@@ -1,11 +1,10 @@
 """Map generation as a predict loop: a LightningModule whose step makes stacks."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import lightning
-import numpy as np
 import torch
 
 from mapstack.basis import Basis
@@ -14,19 +13,10 @@ from mapstack.explainer import Explainer
 from mapstack.images import Inputs
 from mapstack.readouts import TextReadout
 from mapstack.stack import OcclusionStack, Stack
-from mapstack.store import Encoding
-from mapstack.stored_stack import Arrays, stack_arrays, stack_info
+from mapstack.store import Encoding, Failure, Record
+from mapstack.stored_stack import Arrays, encode_arrays, plain_arrays, stack_info
+from train_like.background import Pending
 from train_like.batch import Batch, Item
-from train_like.source import Failure
-
-
-@dataclass(frozen=True, slots=True)
-class StackRecord:
-    """One sample, ready for the store."""
-
-    key: str
-    arrays: Arrays
-    info: dict[str, Any]
 
 
 class StackModule(lightning.LightningModule):
@@ -49,25 +39,26 @@ class StackModule(lightning.LightningModule):
         self._basis = basis
         self._encoding = encoding
 
-    def predict_step(self, batch: Batch, batch_idx: int = 0) -> list[StackRecord | Failure]:
-        """Return a record for every sample whose stack could be made, a failure for the others."""
-        results: list[StackRecord | Failure] = list(batch.failures)
+    def predict_step(self, batch: Batch, batch_idx: int = 0) -> list[Pending]:
+        """Return what makes the record of every sample whose stack could be made, and the failure of the others.
+
+        What is left to do needs no model, and is done beside the next batch.
+        """
+        results: list[Pending] = [partial(_fail, failure) for failure in batch.failures]
         if batch.inputs is not None:
             results.extend(self._explain(batch.items, self._explainer.cast(batch.inputs)))
         return results
 
-    def _explain(self, items: Sequence[Item], inputs: Inputs) -> Iterator[StackRecord | Failure]:
+    def _explain(self, items: Sequence[Item], inputs: Inputs) -> Iterator[Pending]:
         basis = None if self._basis is None else self._basis.to(inputs.pixel_values)
         stack = self._explainer.stack(inputs, basis, check=self.readout)
         logits = None if self.readout is None else self.readout.logits(stack.embedding)
         for i, item in enumerate(items):
-            yield self._record(item, stack[i : i + 1], None if logits is None else logits[i])
+            own = stack[i : i + 1]
+            info = self._describe(item, own, None if logits is None else logits[i])
+            yield partial(_make_record, item, plain_arrays(own), info, self._encoding)
 
-    def _record(self, item: Item, stack: Stack | OcclusionStack, logits: torch.Tensor | None) -> StackRecord | Failure:
-        try:
-            arrays = _require_finite(stack_arrays(stack, self._encoding))
-        except InputError as error:
-            return Failure(item.key, item.shard, str(error))
+    def _describe(self, item: Item, stack: Stack | OcclusionStack, logits: torch.Tensor | None) -> dict[str, Any]:
         info = {
             "shard": item.shard,
             "sha256": item.prepared.sha256,
@@ -77,14 +68,15 @@ class StackModule(lightning.LightningModule):
         }
         if logits is not None and self.readout is not None:
             info["logits"] = logits.tolist()
-        return StackRecord(item.key, arrays, info)
+        return info
 
 
-def _require_finite(arrays: Arrays) -> Arrays:
-    """Return the arrays, which a store takes only without NaN and infinity."""
-    for name, array in arrays.items():
-        if not np.isfinite(array).all():
-            raise InputError(
-                f"its {name} holds NaN or infinity, which is never stored; check the model and the sample."
-            )
-    return arrays
+def _fail(failure: Failure) -> Failure:
+    return failure
+
+
+def _make_record(item: Item, arrays: Arrays, info: dict[str, Any], encoding: Encoding) -> Record | Failure:
+    try:
+        return Record(item.key, encode_arrays(arrays, encoding), info)
+    except InputError as error:
+        return Failure(item.key, item.shard, str(error))

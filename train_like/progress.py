@@ -35,7 +35,10 @@ class ExtractionProgress(ProgressBar):
         )
 
     def on_predict_batch_end(self, trainer: lightning.Trainer, *_: Any, **__: Any) -> None:
-        """Advance by the samples of the batch."""
+        """Advance by the samples that have become durable."""
+        self._advance()
+
+    def _advance(self) -> None:
         if self._bar is not None:
             size = self._store.record_size
             most = f"{'' if size.is_exact else 'at most '}{format_bytes(self._bar.total * size.n_bytes)}"
@@ -43,7 +46,8 @@ class ExtractionProgress(ProgressBar):
             self._bar.update(self._store.n_seen - self._bar.n)
 
     def on_predict_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Leave the bar as it is."""
+        """Leave the bar with the last batch in it."""
+        self._advance()
         self._close()
 
     def on_exception(

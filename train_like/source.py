@@ -12,7 +12,6 @@ import multiprocessing.context
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
 from operator import attrgetter
@@ -22,6 +21,7 @@ import webdataset as wds
 from torch.utils.data import IterableDataset, get_worker_info
 
 from mapstack.errors import MapstackError, ShardError
+from mapstack.store import Failure
 from train_like.index import IMAGE_SUFFIXES, Entry
 from train_like.tarwalk import ShardReader, is_seekable
 
@@ -29,15 +29,6 @@ MAX_JSON_BYTES = 2**20
 MAX_JSON_DEPTH = 32
 
 Sample = dict[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class Failure:
-    """One sample that could not be processed: a line of errors.jsonl."""
-
-    key: str
-    shard: str
-    reason: str
 
 
 def divide(n: int, part: int, n_parts: int) -> range:

@@ -10,7 +10,6 @@ from lightning.pytorch.callbacks import BasePredictionWriter
 
 from mapstack.store import (
     StoreSession,
-    StoreWriter,
     Totals,
     check_space,
     finish,
@@ -19,15 +18,15 @@ from mapstack.store import (
 )
 from mapstack.store.disk import disk_errors
 from mapstack.store.layout import store_files
+from train_like.background import BackgroundWriter, Pending, Stored
 from train_like.data import ShardData
 from train_like.errors import StoppedError, TerminatedError
 from train_like.index import Entry, Problem, ShardIndex
 from train_like.local_ranks import LocalRanks
-from train_like.module import StackRecord
 from train_like.ranks import LOST_RANK, Ranks
 from train_like.signals import TerminationFlag
 from train_like.size import RecordSize
-from train_like.source import Failure, share
+from train_like.source import share
 
 _MIN_SAMPLES_BEFORE_ABORT = 100
 _N_WEIGHED = 16
@@ -53,8 +52,6 @@ class StoreCallback(BasePredictionWriter):
         record_size: What a record will take.
         n_bytes_estimated: The most that the job will write, as rank 0 has estimated before the loop.
         totals: The account, after the loop.
-        n_computed: Stacks that this rank made.
-        n_bytes: Bytes that this rank wrote.
     """
 
     def __init__(
@@ -76,7 +73,7 @@ class StoreCallback(BasePredictionWriter):
         self._overwrite = overwrite
         self._max_bad_share = max_bad_share
         self._session: StoreSession | None = None
-        self._writer: StoreWriter | None = None
+        self._writer: BackgroundWriter | None = None
         self._ranks: Ranks | None = None
         self.local_ranks = LocalRanks()
         self._termination = TerminationFlag(self.local_ranks.send)
@@ -84,12 +81,9 @@ class StoreCallback(BasePredictionWriter):
         self._n_done_before = 0
         self._n_share = 0
         self._is_weighed = False
-        self._n_bad = 0
         self.record_size = record_size
         self.n_bytes_estimated = 0
         self.totals: Totals | None = None
-        self.n_computed = 0
-        self.n_bytes = 0
 
     def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
         """Open the store on rank 0, join it on the others, and hand the loader what is still to do."""
@@ -102,7 +96,7 @@ class StoreCallback(BasePredictionWriter):
             raise TypeError(f"trainer has {type(data).__name__} as data; a store is filled from ShardData.")
         data.entries = self._still_to_do(done)
         self._n_share = len(share(data.entries, trainer.global_rank, trainer.world_size))
-        self._writer = StoreWriter(self._folder, run, trainer.global_rank)
+        self._writer = BackgroundWriter(self._folder, run, trainer.global_rank)
 
     def _still_to_do(self, done: frozenset[str]) -> list[Entry]:
         return [entry for entry in self._index.entries if entry.key not in done]
@@ -174,13 +168,13 @@ class StoreCallback(BasePredictionWriter):
         self,
         trainer: lightning.Trainer,
         pl_module: lightning.LightningModule,
-        prediction: Sequence[StackRecord | Failure],
+        prediction: Sequence[Pending],
         batch_indices: Sequence[int] | None,
         batch: Any,
         batch_idx: int,
         dataloader_idx: int,
     ) -> None:
-        """Write and commit a batch.
+        """Hand a batch over to be written, once the one before it is durable.
 
         Raises:
             StoppedError: Too many samples are bad, or a rank that this process has started is gone.
@@ -188,19 +182,13 @@ class StoreCallback(BasePredictionWriter):
             TerminatedError: SIGTERM has come; the batch is safe.
         """
         writer = self._require_writer()
-        for result in prediction:
-            if isinstance(result, Failure):
-                record_failure(self._folder, result.key, result.shard, result.reason)
-                self._n_bad += 1
-            else:
-                self.n_bytes += writer.write(result.key, result.arrays, result.info)
-                self.n_computed += 1
-        writer.commit()
+        writer.flush()
+        self._check_share(self._stored.n_failures, self._n_done_before + self.n_seen)
+        self._weigh(trainer.world_size)
+        writer.submit(prediction)
         self._stop_if_terminated()
         if self.local_ranks.is_one_gone:
             raise StoppedError(LOST_RANK)
-        self._check_share(self._n_bad, self._n_done_before + self.n_seen)
-        self._weigh(trainer.world_size)
 
     def _stop_if_terminated(self) -> None:
         if self._termination.is_set:
@@ -214,9 +202,23 @@ class StoreCallback(BasePredictionWriter):
         check_space(self._folder, (self._n_share - self.n_seen) * n_ranks * self.n_bytes // self.n_computed)
 
     @property
+    def _stored(self) -> Stored:
+        return Stored() if self._writer is None else self._writer.stored
+
+    @property
+    def n_computed(self) -> int:
+        """Stacks that this rank has made, and that are durable."""
+        return self._stored.n_records
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes that this rank has made durable."""
+        return self._stored.n_bytes
+
+    @property
     def n_seen(self) -> int:
         """Samples that this rank is through with."""
-        return self.n_computed + self._n_bad
+        return self.n_computed + self._stored.n_failures
 
     @property
     def is_terminated(self) -> bool:
@@ -231,7 +233,13 @@ class StoreCallback(BasePredictionWriter):
             )
 
     def on_predict_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Close the account of a rank that has come to the end of its share."""
+        """Close the account of a rank that has come to the end of its share.
+
+        Raises:
+            StoppedError: Too many samples are bad.
+        """
+        self._require_writer().flush()
+        self._check_share(self._stored.n_failures, self._n_done_before + self.n_seen)
         self._close_account(is_early=False)
 
     def _close_account(self, *, is_early: bool) -> None:
@@ -267,7 +275,7 @@ class StoreCallback(BasePredictionWriter):
             self._ranks.leave()
         self._termination.ignore()
 
-    def _require_writer(self) -> StoreWriter:
+    def _require_writer(self) -> BackgroundWriter:
         if self._writer is None:
             raise RuntimeError("the store was never opened.")
         return self._writer

@@ -1,0 +1,142 @@
+"""Writing while computing: a batch is encoded and made durable in threads of its own, beside the next one."""
+
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from mapstack.errors import StoreError
+from mapstack.store import Failure, Record, StoreWriter, record_failure
+
+# numpy lets go of the interpreter while it encodes; more threads than this only wait for the one that writes.
+_MAX_ENCODERS = 4
+
+Pending = Callable[[], Record | Failure]
+"""What makes the record of a sample, or says why there is none; it may be called in another thread."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """What is durable.
+
+    Attributes:
+        n_records: Samples in the parts.
+        n_failures: Samples named in errors.jsonl.
+        n_bytes: By how much the parts grew [bytes].
+    """
+
+    n_records: int = 0
+    n_failures: int = 0
+    n_bytes: int = 0
+
+    def __add__(self, other: "Stored") -> "Stored":
+        """Add what two batches stored."""
+        return Stored(
+            self.n_records + other.n_records, self.n_failures + other.n_failures, self.n_bytes + other.n_bytes
+        )
+
+
+class BackgroundWriter:
+    """What one rank writes into a store that is open for writing, while the caller computes the next batch.
+
+    One thread writes, in the order of the batches; nobody else has the `StoreWriter`. Others encode for it. At most one
+    batch is in flight, so that the memory is that of two: the one in flight and the one that is being computed.
+
+    An error of a thread is raised once, by the next call of `submit`, `flush` or `close`, and closes the writer.
+    Nothing interrupts a thread: whatever ends the caller, the batch in flight is finished or the process is gone, and
+    both leave whole records.
+
+    Args:
+        folder: The store.
+        run: `StoreSession.run` of the process that opened it.
+        rank: The rank of this process.
+
+    Attributes:
+        stored: What is known to be durable: all batches but the one in flight.
+
+    Raises:
+        StoreError: The store is not open, or open for another run.
+    """
+
+    def __init__(self, folder: Path, run: int, rank: int) -> None:
+        self.stored = Stored()
+        self._folder = folder
+        self._writer = StoreWriter(folder, run, rank)
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="store")
+        self._encoders = ThreadPoolExecutor(min(_MAX_ENCODERS, os.cpu_count() or 1), thread_name_prefix="encode")
+        self._in_flight: Future[Stored] | None = None
+        self._is_closed = False
+
+    def submit(self, batch: Sequence[Pending]) -> None:
+        """Hand a batch over, as soon as the one before it is durable.
+
+        Args:
+            batch: What makes each record, or the failure to name in its place. Called in other threads, several at
+                once; what they read must not change any more.
+
+        Raises:
+            StoreError: The batch before could not be written, or the writer is closed.
+            MapstackError: What else the batch before raised.
+        """
+        self.flush()
+        if self._is_closed:
+            raise StoreError(
+                f"the writer of stack store '{self._folder}' is closed; nothing follows what it has sealed; open the "
+                "store again to resume."
+            )
+        self._in_flight = self._thread.submit(self._write, batch)
+
+    def flush(self) -> None:
+        """Wait until the batch in flight is durable.
+
+        Raises:
+            StoreError: It could not be written.
+            MapstackError: What else it raised.
+        """
+        if self._in_flight is None:
+            return
+        wait([self._in_flight])  # a signal may end this wait: the batch is in flight still
+        batch, self._in_flight = self._in_flight, None
+        error = batch.exception()
+        if error is not None:
+            with suppress(StoreError):  # the first error says more
+                self.close()
+            raise error
+        self.stored += batch.result()
+
+    def close(self) -> None:
+        """Wait for the batch in flight, seal the part and leave the job; again does nothing.
+
+        Raises:
+            StoreError: The batch or the seal could not be written.
+            MapstackError: What else the batch raised.
+        """
+        if self._is_closed:
+            return
+        self._is_closed = True
+        try:
+            self.flush()
+        finally:
+            seal = self._thread.submit(self._writer.close)
+            self._thread.shutdown()
+            self._encoders.shutdown()
+            seal.result()
+
+    def _write(self, batch: Sequence[Pending]) -> Stored:
+        stored = Stored()
+        for result in self._encoders.map(_call, batch):
+            stored += self._write_one(result)
+        self._writer.commit()
+        return stored
+
+    def _write_one(self, result: Record | Failure) -> Stored:
+        if isinstance(result, Failure):
+            record_failure(self._folder, result.key, result.shard, result.reason)
+            return Stored(n_failures=1)
+        return Stored(n_records=1, n_bytes=self._writer.write(result.key, result.arrays, result.info))
+
+
+def _call(pending: Pending) -> Record | Failure:
+    return pending()
