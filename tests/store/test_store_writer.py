@@ -21,6 +21,7 @@ from mapstack.store import (
     record_failure,
     verify,
 )
+from mapstack.store.records import pack
 
 KEYS = ["b_2", "a-1", "1.2.840", "x/y", "long" * 30]
 NAMES = ["b_2", "a-1", "1%2E2%2E840", "x%2Fy", "long" * 30]
@@ -189,6 +190,14 @@ def test_r10_nan_and_infinity_are_never_stored(tmp_path: Path, manifest, sample,
     assert Store(folder).keys() == ["good", "bad"]
     assert verify(folder).damaged == ()
     figure(f"2 of 2 samples with {bad} in {np.dtype(dtype).name} or in the info refused")
+
+
+def test_of_all_halves_those_that_are_not_finite_are_refused():
+    halves = np.arange(2**16, dtype=np.uint16).view(np.float16)
+    pack("key", {"a": halves[np.isfinite(halves)], "b": np.zeros((0, 3), np.float16)}, {})
+    for bad in halves[~np.isfinite(halves)][::64]:
+        with pytest.raises(InputError, match="holds NaN or infinity"):
+            pack("key", {"a": np.array([0, bad, -1], np.float16)}, {})
 
 
 @pytest.mark.parametrize(
