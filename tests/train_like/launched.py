@@ -100,3 +100,12 @@ def living(group: int) -> list[int]:
             if int(members) == group and state not in "ZX":
                 found.append(int(path.parent.name))
     return found
+
+
+def seconds_until_gone(group: int) -> float:
+    """Wait until no process of a group lives; one closes its pipes a moment before it has ended."""
+    since = time.monotonic()
+    while living(group):
+        assert time.monotonic() - since < TIMEOUT_S, "processes are left behind"
+        time.sleep(0.02)
+    return time.monotonic() - since
