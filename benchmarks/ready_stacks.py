@@ -26,12 +26,12 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from mapstack.codecs import Encoding
 from mapstack.config import DataConfig, TrainerConfig
 from mapstack.explainer import Explainer
 from mapstack.images import MEDCLIP
 from mapstack.methods import Attribution, Method
 from mapstack.models import EmbeddingModel, load_text_tower
-from mapstack.store import Encoding
 from mapstack.stored_stack import describe_store
 from train_like.data import ShardData
 from train_like.extract import make_trainer

@@ -31,6 +31,7 @@ from torch import Tensor
 from torchvision.transforms.functional import gaussian_blur
 
 from mapstack.basis import Basis
+from mapstack.codecs import Encoding
 from mapstack.config import PromptsConfig
 from mapstack.explainer import Explainer
 from mapstack.geometry import reduce_area
@@ -42,7 +43,7 @@ from mapstack.models.medclip import save_random_medclip
 from mapstack.phantom import NO_FINDING, Phantom, phantom
 from mapstack.readouts import TextReadout
 from mapstack.stack import OcclusionStack, Stack
-from mapstack.store import COMPRESSIONS, Encoding, Store, StoreWriter, finish, open_store_for_writing
+from mapstack.store import COMPRESSIONS, Store, StoreWriter, finish, open_store_for_writing
 from mapstack.stored_stack import describe_store, read_basis, read_stack, stack_arrays, stack_info
 
 ROOT = Path(__file__).parents[1]
@@ -163,7 +164,7 @@ def through_store(bench: Bench, method: Method, stacks: Stacks, encoding: Encodi
     infos = [stack_info(each) for each in stacks]
     with tempfile.TemporaryDirectory() as folder:
         with open_store_for_writing(folder, manifest, basis=None if basis is None else basis.rows.numpy()) as session:
-            with StoreWriter(folder, session.run, 0) as writer:
+            with StoreWriter(folder, session.run, 0, compress=encoding.compress) as writer:
                 started = time.perf_counter()
                 for number, (stack, info) in enumerate(zip(stacks, infos, strict=True)):
                     writer.write(str(number), stack_arrays(stack, encoding), info)

@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any, cast
 
 from mapstack.baselines import BASELINES
+from mapstack.codecs import CODECS, Encoding
 from mapstack.config_files import at_least, merge, one_of
 from mapstack.config_files import load_config as load_config
 from mapstack.errors import ConfigError, unknown_name
 from mapstack.methods import METHODS, Method
 from mapstack.prompts import TextGroup, load_prompt_set, text_groups
-from mapstack.store import CODECS, COMPRESSIONS, Encoding
+from mapstack.store import COMPRESSIONS
 
 
 @dataclass
@@ -73,7 +74,7 @@ class StackConfig:
         normalize: Explain the logit (normalised embedding), or the raw embedding, the paper's wording.
         map_size: Side of the stored maps [px]; None keeps the model's frame.
         codec: "float32", "float16" or "int8", the last two with a scale a row, or "lowrank": see
-            `mapstack.store.Encoding`.
+            `mapstack.codecs.Encoding`.
         max_error: For "lowrank", the largest error of the maps, as a share of them.
         compress: "none", or "zstd" for the arrays of every record.
     """

@@ -10,11 +10,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mapstack.basis import Basis
+from mapstack.codecs import Encoding, decode_factors
 from mapstack.errors import InputError, StoreError
 from mapstack.explainer import Explainer
 from mapstack.methods import Occlusion, Sweep, Windows
 from mapstack.stack import OcclusionStack, Stack
-from mapstack.store import Encoding, Record, decode_factors
+from mapstack.store import Record
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -58,42 +59,25 @@ def describe_store(
 
 
 def stack_arrays(stack: Stack | OcclusionStack, encoding: Encoding) -> Arrays:
-    """Return what the store keeps of the stack of one picture.
+    """Return what the store keeps of the stack of one picture, encoded where the stack lies.
 
     Raises:
         InputError: It holds NaN or infinity.
     """
-    return encode_arrays(plain_arrays(stack), encoding)
-
-
-def plain_arrays(stack: Stack | OcclusionStack) -> Arrays:
-    """Return the numbers of the stack of one picture before they are encoded: float32, on the CPU."""
+    exact = {"embedding": stack.embedding[0]}
     if isinstance(stack, OcclusionStack):
-        baseline: Tensor | None = stack.sweep.at_baseline[0]
-        arrays = {"scores": _to_numpy(stack.sweep.occluded[0])}
-    else:
-        baseline = None if stack.baseline_embedding is None else stack.baseline_embedding[0]
-        arrays = {"stack": _to_numpy(stack.values[0])}
-    arrays["embedding"] = _to_numpy(stack.embedding[0])
-    if baseline is not None:
-        arrays["baseline_embedding"] = _to_numpy(baseline)
-    return arrays
-
-
-def encode_arrays(arrays: Arrays, encoding: Encoding) -> Arrays:
-    """Return what the store keeps of `plain_arrays`; in numpy alone, hence in any thread.
-
-    Raises:
-        InputError: They hold NaN or infinity.
-    """
-    rest = {name: array for name, array in arrays.items() if name != "stack"}
-    for name, array in rest.items():
+        exact |= {"scores": stack.sweep.occluded[0], "baseline_embedding": stack.sweep.at_baseline[0]}
+    elif stack.baseline_embedding is not None:
+        exact["baseline_embedding"] = stack.baseline_embedding[0]
+    arrays = {name: _to_numpy(tensor) for name, tensor in exact.items()}
+    for name, array in arrays.items():
         if not np.isfinite(array).all():
             raise InputError(
                 f"its {name} holds NaN or infinity, which is never stored; check the model and the sample."
             )
-    encoded = encoding.encode(arrays["stack"]) if "stack" in arrays else {}
-    return encoding.wrap(encoded | rest)
+    if isinstance(stack, Stack):
+        arrays |= encoding.encode(stack.values[0].detach().float())
+    return arrays
 
 
 def stack_info(stack: Stack | OcclusionStack) -> dict[str, Any]:
@@ -147,11 +131,11 @@ def read_stack(
         stack = Stack(
             embedding,
             made_for,
-            torch.from_numpy(maps)[None],
+            maps[None],
             basis=basis,
             baseline_embedding=baseline,
             is_raw=is_raw,
-            mixing=None if u is None else torch.from_numpy(u)[None],
+            mixing=None if u is None else u[None],
         )
         return stack.explaining(normalize=normalize)
     if identity["form"] != "occlusion" or baseline is None:

@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 
 from mapstack import config as configuration
+from mapstack.codecs import Encoding
 from mapstack.config import Config, load_config, make_method_from
 from mapstack.errors import ConfigError
 from mapstack.job_configs import EvaluateConfig, FiguresConfig, FitConfig, ShardsConfig, WeightsConfig
 from mapstack.methods import CaptumMethod, Gradient, GradientShap, IntegratedGradients, Occlusion, Saliency
-from mapstack.store import Encoding
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 SCHEMAS: dict[str, type] = {

@@ -1,20 +1,17 @@
-"""Writing while computing: a batch is encoded and made durable in threads of its own, beside the next one."""
+"""Writing while computing: a batch is packed and made durable in threads of its own, beside the next one."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from mapstack.errors import StoreError
-from mapstack.store import Failure, Record, StoreWriter, record_failure
+from mapstack.store import Failure, Packed, Record, StoreWriter, record_failure
 
-# numpy lets go of the interpreter while it encodes; more threads than this only wait for the one that writes.
-_MAX_ENCODERS = 4
-
-Pending = Callable[[], Record | Failure]
-"""What makes the record of a sample, or says why there is none; it may be called in another thread."""
+# Hashing and compressing let go of the interpreter; more threads than this only wait for the one that writes.
+_MAX_PACKERS = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +38,7 @@ class Stored:
 class BackgroundWriter:
     """What one rank writes into a store that is open for writing, while the caller computes the next batch.
 
-    One thread writes, in the order of the batches; nobody else has the `StoreWriter`. Others encode for it. At most one
+    One thread writes, in the order of the batches; nobody else has the `StoreWriter`. Others pack for it. At most one
     batch is in flight, so that the memory is that of two: the one in flight and the one that is being computed.
 
     An error of a thread is raised once, by the next call of `submit`, `flush` or `close`, and closes the writer.
@@ -52,6 +49,7 @@ class BackgroundWriter:
         folder: The store.
         run: `StoreSession.run` of the process that opened it.
         rank: The rank of this process.
+        compress: As in `StoreWriter`.
 
     Attributes:
         stored: What is known to be durable: all batches but the one in flight.
@@ -60,21 +58,21 @@ class BackgroundWriter:
         StoreError: The store is not open, or open for another run.
     """
 
-    def __init__(self, folder: Path, run: int, rank: int) -> None:
+    def __init__(self, folder: Path, run: int, rank: int, compress: str = "none") -> None:
         self.stored = Stored()
         self._folder = folder
-        self._writer = StoreWriter(folder, run, rank)
+        self._writer = StoreWriter(folder, run, rank, compress=compress)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="store")
-        self._encoders = ThreadPoolExecutor(min(_MAX_ENCODERS, os.cpu_count() or 1), thread_name_prefix="encode")
+        self._packers = ThreadPoolExecutor(min(_MAX_PACKERS, os.cpu_count() or 1), thread_name_prefix="pack")
         self._in_flight: Future[Stored] | None = None
         self._is_closed = False
 
-    def submit(self, batch: Sequence[Pending]) -> None:
+    def submit(self, batch: Sequence[Record | Failure]) -> None:
         """Hand a batch over, as soon as the one before it is durable.
 
         Args:
-            batch: What makes each record, or the failure to name in its place. Called in other threads, several at
-                once; what they read must not change any more.
+            batch: The record of each sample, or the failure to name in its place. Other threads read them: they must
+                not change any more.
 
         Raises:
             StoreError: The batch before could not be written, or the writer is closed.
@@ -121,22 +119,21 @@ class BackgroundWriter:
         finally:
             seal = self._thread.submit(self._writer.close)
             self._thread.shutdown()
-            self._encoders.shutdown()
+            self._packers.shutdown()
             seal.result()
 
-    def _write(self, batch: Sequence[Pending]) -> Stored:
+    def _write(self, batch: Sequence[Record | Failure]) -> Stored:
         stored = Stored()
-        for result in self._encoders.map(_call, batch):
+        for result in self._packers.map(self._pack, batch):
             stored += self._write_one(result)
         self._writer.commit()
         return stored
 
-    def _write_one(self, result: Record | Failure) -> Stored:
+    def _pack(self, result: Record | Failure) -> Packed | Failure:
+        return result if isinstance(result, Failure) else self._writer.pack(result.key, result.arrays, result.info)
+
+    def _write_one(self, result: Packed | Failure) -> Stored:
         if isinstance(result, Failure):
             record_failure(self._folder, result.key, result.shard, result.reason)
             return Stored(n_failures=1)
-        return Stored(n_records=1, n_bytes=self._writer.write(result.key, result.arrays, result.info))
-
-
-def _call(pending: Pending) -> Record | Failure:
-    return pending()
+        return Stored(n_records=1, n_bytes=self._writer.append(result))

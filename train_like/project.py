@@ -130,6 +130,11 @@ def project_record(
     stack = read_stack(record, manifest, basis, normalize=readout.normalize, map_size=map_size)
     directions = readout.directions_at(stack.embedding)
     maps = stack.project(directions)
+    if not maps.isfinite().all():
+        raise StoreError(
+            f"a map of record {ascii(record.key)} holds NaN or infinity; none is ever written; verify the store, and "
+            "see whether the model's numbers leave the range of float32."
+        )
     residual = stack.residual(maps, directions)
     info = {
         "names": [group.name for group in readout.groups],

@@ -6,7 +6,8 @@ from typing import Any
 
 from mapstack.methods import Windows
 
-_BYTES = {"float32": 4, "float16": 2, "int8": 1, "lowrank": 4}  # of lowrank, the dense form that it may fall back to
+_BYTES = {"float32": 4, "float16": 2, "int8": 1}
+_FLOAT16_ERROR = 2.0**-11  # float16 keeps every map to this share, so that lowrank needs float32 below it only
 _MEMBER_BYTES = 512 + 128 + 511  # header of the tar, header of the array, padding
 _N_MEMBERS = 5
 _JSON_BYTES = 4096  # names and geometry
@@ -43,10 +44,16 @@ def estimate_record(manifest: Mapping[str, Any], n_texts: int) -> RecordSize:
     else:
         n_pixels = identity["map_size"] ** 2
         # Each row has a scale, and its convergence_delta in the json.
-        n_bytes = n_rows * (_BYTES[identity["codec"]] * n_pixels + 4 + _NUMBER_BYTES)
+        n_bytes = n_rows * (_bytes_per_number(identity) * n_pixels + 4 + _NUMBER_BYTES)
     n_bytes += 2 * 4 * embed_dim  # the embeddings of the picture and of the baseline
     is_compressed = identity["compress"] != "none"
     if is_compressed:
         n_bytes += n_bytes // 128  # what cannot be compressed grows by less
     n_bytes += _N_MEMBERS * _MEMBER_BYTES + _JSON_BYTES + _NUMBER_BYTES * n_texts
     return RecordSize(n_bytes, is_exact=not is_compressed and identity["codec"] != "lowrank")
+
+
+def _bytes_per_number(identity: Mapping[str, Any]) -> int:
+    if identity["codec"] == "lowrank":  # the dense form that it may fall back to
+        return _BYTES["float16" if identity["max_error"] >= _FLOAT16_ERROR else "float32"]
+    return _BYTES[identity["codec"]]

@@ -9,6 +9,8 @@ import lightning
 from lightning.pytorch.callbacks import BasePredictionWriter
 
 from mapstack.store import (
+    Failure,
+    Record,
     StoreSession,
     Totals,
     check_space,
@@ -18,7 +20,7 @@ from mapstack.store import (
 )
 from mapstack.store.disk import disk_errors
 from mapstack.store.layout import store_files
-from train_like.background import BackgroundWriter, Pending, Stored
+from train_like.background import BackgroundWriter, Stored
 from train_like.data import ShardData
 from train_like.errors import StoppedError, TerminatedError
 from train_like.index import Entry, Problem, ShardIndex
@@ -96,7 +98,8 @@ class StoreCallback(BasePredictionWriter):
             raise TypeError(f"trainer has {type(data).__name__} as data; a store is filled from ShardData.")
         data.entries = self._still_to_do(done)
         self._n_share = len(share(data.entries, trainer.global_rank, trainer.world_size))
-        self._writer = BackgroundWriter(self._folder, run, trainer.global_rank)
+        compress = self._manifest["identity"]["compress"]
+        self._writer = BackgroundWriter(self._folder, run, trainer.global_rank, compress)
 
     def _still_to_do(self, done: frozenset[str]) -> list[Entry]:
         return [entry for entry in self._index.entries if entry.key not in done]
@@ -168,7 +171,7 @@ class StoreCallback(BasePredictionWriter):
         self,
         trainer: lightning.Trainer,
         pl_module: lightning.LightningModule,
-        prediction: Sequence[Pending],
+        prediction: Sequence[Record | Failure],
         batch_indices: Sequence[int] | None,
         batch: Any,
         batch_idx: int,

@@ -5,7 +5,6 @@ The package `zstandard` is asked for only where a record is compressed.
 
 from collections.abc import Sequence
 from types import ModuleType
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,10 +18,6 @@ MAX_UNPACKED_BYTES = 2 * 1024**3
 
 _LEVEL = 3
 _WINDOW_LOG_MAX = 27  # what the zstd program itself accepts without being asked for more: 128 MB
-
-
-class CompressedArrays(dict[str, NDArray[Any]]):
-    """The arrays of a record, by name, that the store is to compress."""
 
 
 def compress(chunks: Sequence[bytes | memoryview]) -> bytes:

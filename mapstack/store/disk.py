@@ -124,6 +124,12 @@ def check_space(folder: str | os.PathLike[str], n_bytes_needed: int) -> None:
     n_bytes_free = shutil.disk_usage(existing).free
     if n_bytes_needed > n_bytes_free:
         raise StoreDiskError(
-            f"stack store '{folder}' needs {n_bytes_needed / 1e9:.1f} GB and its disk has {n_bytes_free / 1e9:.1f} GB "
+            f"stack store '{folder}' needs {_readable(n_bytes_needed)} and its disk has {_readable(n_bytes_free)} "
             "free; the whole store must fit; free the disk, or choose another output, codec, map_size or basis."
         ) from OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def _readable(n_bytes: int) -> str:
+    exponent = next((each for each in (12, 9, 6, 3) if n_bytes >= 10**each), 0)
+    unit = {12: "TB", 9: "GB", 6: "MB", 3: "kB", 0: "bytes"}[exponent]
+    return f"{n_bytes / 10**exponent:.{1 if exponent else 0}f} {unit}"

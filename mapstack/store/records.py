@@ -1,5 +1,6 @@
 """One sample as the bytes of its tar members, and back."""
 
+import hashlib
 import json
 import re
 import tarfile
@@ -11,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mapstack.errors import InputError
-from mapstack.store.compression import COMPRESSED_SUFFIX, CompressedArrays, compress, decompress
+from mapstack.store.compression import COMPRESSED_SUFFIX, compress, decompress
 from mapstack.store.journal import TAR_BLOCK, Entry
 from mapstack.store.keys import member_name
 
@@ -51,22 +52,28 @@ class Packed:
     """A sample, ready to be appended to a tar.
 
     Attributes:
+        key: The key of the sample.
         name: What its members are called, before the first dot.
         chunks: The bytes, in order; those of large arrays are not copied.
         members: As in the journal.
         size: The number of bytes.
+        sha256: Of the bytes.
     """
 
+    key: str
     name: str
     chunks: list[bytes | memoryview]
     members: dict[str, tuple[int, int]]
     size: int
+    sha256: str
 
 
-def pack(key: str, arrays: Mapping[str, NDArray[Any]], info: Mapping[str, Any]) -> Packed:
+def pack(
+    key: str, arrays: Mapping[str, NDArray[Any]], info: Mapping[str, Any], *, is_compressed: bool = False
+) -> Packed:
     """Turn a sample into tar members `NAME.<array name>.npy` and `NAME.json`; the same sample gives the same bytes.
 
-    `CompressedArrays` become `NAME.<array name>.npy.zst`, of the same bytes with the same version of zstd.
+    Compressed, its arrays become `NAME.<array name>.npy.zst`, of the same bytes with the same version of zstd.
 
     Raises:
         InputError: The key, an array or the info cannot be stored.
@@ -74,9 +81,10 @@ def pack(key: str, arrays: Mapping[str, NDArray[Any]], info: Mapping[str, Any]) 
     """
     name = member_name(key)
     bodies = {array_name + _ARRAY_SUFFIX: _npy(array_name, arrays[array_name]) for array_name in sorted(arrays)}
-    if isinstance(arrays, CompressedArrays):
+    if is_compressed:
         bodies = {suffix + COMPRESSED_SUFFIX: [compress(body)] for suffix, body in bodies.items()}
     bodies[_INFO_SUFFIX] = [_json(key, info)]
+    digest = hashlib.sha256()
     chunks: list[bytes | memoryview] = []
     members: dict[str, tuple[int, int]] = {}
     position = 0
@@ -85,9 +93,11 @@ def pack(key: str, arrays: Mapping[str, NDArray[Any]], info: Mapping[str, Any]) 
         header = _tar_header(f"{name}.{suffix}", size)
         padding = bytes(-size % TAR_BLOCK)
         members[suffix] = (position + len(header), size)
-        chunks += [header, *body, padding]
+        for chunk in (header, *body, padding):
+            chunks.append(chunk)
+            digest.update(chunk)
         position += len(header) + size + len(padding)
-    return Packed(name, chunks, members, position)
+    return Packed(key, name, chunks, members, position, digest.hexdigest())
 
 
 def unpack(entry: Entry, content: NDArray[np.uint8]) -> Record:
@@ -150,7 +160,8 @@ def _is_finite(array: NDArray[Any]) -> bool:
     if array.dtype == np.float16 and array.size:
         # numpy is slow with halves; as integers they are in order, infinity and NaN behind all others.
         return bool(array.view(np.int16).max() < 0x7C00 and array.view(np.uint16).max() < 0xFC00)
-    return bool(np.isfinite(array).all())
+    # The extremes are NaN where one value is, and no copy is made.
+    return not array.size or bool(np.isfinite(array.max()) and np.isfinite(array.min()))
 
 
 def _npy_header(array: NDArray[Any]) -> bytes:

@@ -1,6 +1,5 @@
 """Writing records: bytes first, journal after, each made durable before the next depends on it."""
 
-import hashlib
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -10,7 +9,8 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from mapstack.errors import InputError, StoreError
+from mapstack.errors import InputError, StoreError, unknown_name
+from mapstack.store.compression import COMPRESSIONS
 from mapstack.store.disk import FILE_MODE, disk_errors, sync_folder, write_all
 from mapstack.store.journal import Entry, padded_end
 from mapstack.store.layout import Part, list_parts
@@ -37,13 +37,10 @@ class _OpenPart:
             self.close()
             raise
 
-    def append(self, key: str, packed: Packed) -> None:
+    def append(self, packed: Packed) -> None:
         """Hand the bytes of a sample to the system."""
-        digest = hashlib.sha256()
-        for chunk in packed.chunks:
-            digest.update(chunk)
         write_all(self._fds[0], packed.chunks)
-        entry = Entry(key, packed.name, self.n_bytes, packed.size, digest.hexdigest(), packed.members)
+        entry = Entry(packed.key, packed.name, self.n_bytes, packed.size, packed.sha256, packed.members)
         self._pending.append(entry.encode())
         self.n_bytes = entry.end
 
@@ -84,14 +81,19 @@ def seal_tar(folder: Path, part: Part, fd: int, end: int) -> None:
 
 
 class StoreWriter:
-    """What one rank writes into a store that is open for writing; for one thread at a time.
+    """What one rank writes into a store that is open for writing; for one thread at a time, but for `pack`.
 
     A sample is safe once `commit` has returned. Leaving the `with` block commits and seals, also on an exception; after
     a write that failed half-way nothing more is accepted, and the next job that opens the store cuts the torn end off.
     """
 
     def __init__(
-        self, folder: str | os.PathLike[str], run: int, rank: int, max_part_bytes: int = MAX_PART_BYTES
+        self,
+        folder: str | os.PathLike[str],
+        run: int,
+        rank: int,
+        max_part_bytes: int = MAX_PART_BYTES,
+        compress: str = "none",
     ) -> None:
         """Join the job that has the store open.
 
@@ -100,14 +102,19 @@ class StoreWriter:
             run: `StoreSession.run` of the process that opened it.
             rank: The rank of this process.
             max_part_bytes: A part that has reached this size [bytes] is sealed and the next begun.
+            compress: `none`, or `zstd` for every array.
 
         Raises:
+            InputError: `compress` is unknown.
             StoreError: The store is not open, or open for another run.
         """
+        if compress not in COMPRESSIONS:
+            raise InputError(unknown_name("compress", compress, COMPRESSIONS))
         self._folder = Path(folder)
         self._run = run
         self._rank = rank
         self._max_part_bytes = max_part_bytes
+        self._is_compressed = compress != "none"
         self._part: _OpenPart | None = None
         self._keys: set[str] = set()
         self._is_usable = True
@@ -127,16 +134,38 @@ class StoreWriter:
 
         Raises:
             InputError: The sample cannot be stored, or this writer has its key already; nothing was written.
+            StoreError: The writer is closed or failed before, or a package is missing that compression needs.
+            StoreDiskError: The disk refuses.
+        """
+        return self.append(self.pack(key, arrays, info))
+
+    def pack(self, key: str, arrays: Mapping[str, NDArray[Any]], info: Mapping[str, Any]) -> Packed:
+        """Do what of `write` needs no file: look the numbers through, compress, and hash. In any thread.
+
+        Raises:
+            InputError: The sample cannot be stored.
+            StoreError: A package is missing that compression needs.
+        """
+        return pack(key, arrays, info, is_compressed=self._is_compressed)
+
+    def append(self, packed: Packed) -> int:
+        """Do the rest of `write`.
+
+        Returns:
+            How many bytes the store grew by.
+
+        Raises:
+            InputError: This writer has the key already; nothing was written.
             StoreError: The writer is closed, or failed before.
             StoreDiskError: The disk refuses.
         """
+        key = packed.key
         if key in self._keys:
             raise InputError(f"key {ascii(key)} comes a second time; a sample is stored once; drop the duplicate.")
-        packed = pack(key, arrays, info)
         with self._step():
             if self._part is None:
                 self._part = _OpenPart(self._folder, self._next_part())
-            self._part.append(key, packed)
+            self._part.append(packed)
             self._keys.add(key)
             if self._part.n_bytes >= self._max_part_bytes:
                 self._seal()

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from benchmarks import scale
 from benchmarks.scale import CPU, GPU, STORE, Machine
-from mapstack.store import Encoding
+from mapstack.codecs import Encoding
 from mapstack.store.records import pack
 
 ROOT = Path(__file__).parents[2]
@@ -36,9 +37,13 @@ def test_a_figure_that_nobody_measured_is_called_assumed() -> None:
 @pytest.mark.parametrize("codec", ["float32", "float16", "int8"])
 def test_bytes_are_those_that_the_store_writes(codec: str) -> None:
     rows, side = 512, 28
-    stack = np.random.default_rng(0).standard_normal((rows, side, side)).astype(np.float32)
+    stack = torch.randn(rows, side, side, generator=torch.Generator().manual_seed(0))
     embedding = np.zeros(512, np.float32)
-    arrays = {**Encoding(codec).encode(stack), "embedding": embedding, "baseline_embedding": embedding}
+    arrays = {
+        **Encoding(codec).encode(stack),
+        "embedding": embedding,
+        "baseline_embedding": embedding,
+    }
     written = pack("key", arrays, {"convergence_delta": [0.012345678901234567] * rows}).size
     assert abs(scale.record_bytes(rows, codec, side) - written) < 4096
 

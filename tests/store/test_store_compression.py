@@ -10,8 +10,8 @@ import pytest
 import zstandard
 
 from mapstack.errors import InputError, StoreError
-from mapstack.store import Encoding, Store, StoreWriter, open_store_for_writing, verify
-from mapstack.store.compression import MAX_UNPACKED_BYTES, CompressedArrays, compress, decompress
+from mapstack.store import Store, StoreWriter, open_store_for_writing, verify
+from mapstack.store.compression import MAX_UNPACKED_BYTES, compress, decompress
 
 CONTENT = np.random.default_rng(0).integers(0, 20, 10_000, np.uint8).tobytes()
 
@@ -20,8 +20,11 @@ def as_array(content: bytes) -> np.ndarray:
     return np.frombuffer(content, np.uint8)
 
 
-def write_one(folder: Path, manifest: dict, arrays: dict[str, np.ndarray]) -> Path:
-    with open_store_for_writing(folder, manifest) as session, StoreWriter(folder, session.run, 0) as writer:
+def write_one(folder: Path, manifest: dict, arrays: dict[str, np.ndarray], compress: str = "none") -> Path:
+    with (
+        open_store_for_writing(folder, manifest) as session,
+        StoreWriter(folder, session.run, 0, compress=compress) as writer,
+    ):
         writer.write("k", arrays, {"index": 1})
     return folder
 
@@ -83,7 +86,7 @@ def test_a_frame_that_holds_more_than_it_states_is_refused():
 
 def test_every_array_is_compressed_and_comes_back(tmp_path: Path, manifest, sample):
     arrays = {**sample(0), "empty": np.zeros((0, 3), np.float32), "number": np.array(7.0)}
-    folder = write_one(tmp_path / "store", manifest, Encoding(compress="zstd").wrap(arrays))
+    folder = write_one(tmp_path / "store", manifest, arrays, compress="zstd")
     with tarfile.open(next(folder.glob("*.tar"))) as tar:
         assert tar.getnames() == [*(f"k.{name}.npy.zst" for name in sorted(arrays)), "k.json"]
     record = Store(folder).read("k", check=True)
@@ -99,18 +102,18 @@ def test_every_array_is_compressed_and_comes_back(tmp_path: Path, manifest, samp
 def test_compressed_records_are_the_same_bytes_every_time(tmp_path: Path, manifest, sample):
     contents = set()
     for name in ("first", "second"):
-        folder = write_one(tmp_path / name, manifest, CompressedArrays(sample(0)))
+        folder = write_one(tmp_path / name, manifest, sample(0), compress="zstd")
         contents.add(next(folder.glob("*.tar")).read_bytes())
     assert len(contents) == 1
 
 
 def test_nan_is_refused_before_it_is_hidden_by_compression(tmp_path: Path, manifest):
     with pytest.raises(InputError, match="array 'stack' of shape .* holds NaN or infinity"):
-        write_one(tmp_path / "store", manifest, CompressedArrays(stack=np.array([np.nan])))
+        write_one(tmp_path / "store", manifest, {"stack": np.array([np.nan])}, compress="zstd")
 
 
 def test_a_flip_in_a_compressed_array_is_an_error_never_a_crash(tmp_path: Path, manifest, sample, flip):
-    folder = write_one(tmp_path / "store", manifest, CompressedArrays(sample(0)))
+    folder = write_one(tmp_path / "store", manifest, sample(0), compress="zstd")
     (tar,), store = folder.glob("*.tar"), Store(folder)
     offset, size = 512, 100  # of the first frame
     for position in range(offset, offset + size):
@@ -122,12 +125,12 @@ def test_a_flip_in_a_compressed_array_is_an_error_never_a_crash(tmp_path: Path, 
 
 def test_only_compressed_records_need_the_library(tmp_path: Path, manifest, sample, monkeypatch):
     plain = write_one(tmp_path / "plain", manifest, sample(0))
-    packed = write_one(tmp_path / "packed", manifest, CompressedArrays(sample(0)))
+    packed = write_one(tmp_path / "packed", manifest, sample(0), compress="zstd")
     monkeypatch.setitem(sys.modules, "zstandard", None)
     assert (Store(plain).read("k").arrays["stack"] == sample(0)["stack"]).all()
     missing = "the package 'zstandard' is missing; compressed stores need it; install it, or use stack.compress=none"
     with pytest.raises(StoreError, match=missing):
         Store(packed).read("k")
     with pytest.raises(StoreError, match=missing):
-        write_one(tmp_path / "other", manifest, CompressedArrays(sample(0)))
+        write_one(tmp_path / "other", manifest, sample(0), compress="zstd")
     assert verify(packed).damaged == ()

@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 
 from mapstack.basis import Basis
+from mapstack.codecs import Encoding
 from mapstack.explainer import Explainer
 from mapstack.methods import Gradient, IntegratedGradients, Method, Occlusion
 from mapstack.prompts import TextGroup
-from mapstack.store import Encoding, StoreWriter, finish, open_store_for_writing
+from mapstack.store import StoreWriter, finish, open_store_for_writing
 from mapstack.stored_stack import describe_store, stack_arrays, stack_info
 from tests.store.few_features import FewFeatures
 from tests.toys import random_inputs
@@ -70,7 +71,7 @@ def test_maps_are_projected_by_hand(
     manifest = describe_store(explainer, basis, encoding=encoding, shards_digest="")
     rows = None if basis is None else basis.rows.numpy()
     with open_store_for_writing(tmp_path, manifest, basis=rows) as session:
-        with StoreWriter(tmp_path, session.run, 0) as writer:
+        with StoreWriter(tmp_path, session.run, 0, compress=encoding.compress) as writer:
             for i, key in enumerate(KEYS):
                 writer.write(key, stack_arrays(stack[i : i + 1], encoding), stack_info(stack[i : i + 1]))
         finish(session, 2)

@@ -4,9 +4,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
+from mapstack.codecs import CODECS, Encoding, decode
 from mapstack.errors import InputError, StoreError
-from mapstack.store import CODECS, Encoding, Store, StoreWriter, decode, open_store_for_writing
+from mapstack.store import Store, StoreWriter, open_store_for_writing
 
 STEM = "part-0001-0000-0000"
 
@@ -36,7 +38,7 @@ def test_a_record_comes_back_as_it_was_written(tmp_path: Path, manifest):
 
 def test_an_encoded_stack_goes_through_the_store(tmp_path: Path, manifest):
     folder = tmp_path / "store"
-    stack = (np.random.default_rng(0).standard_normal((3, 8, 8)) * 1e-9).astype(np.float32)
+    stack = torch.from_numpy((np.random.default_rng(0).standard_normal((3, 8, 8)) * 1e-9).astype(np.float32))
     with open_store_for_writing(folder, manifest) as session, StoreWriter(folder, session.run, 0) as writer:
         for codec in CODECS:
             writer.write(codec, Encoding(codec).encode(stack), {})

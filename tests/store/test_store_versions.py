@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 import torch
 
+from mapstack.codecs import Encoding
 from mapstack.errors import StoreError
-from mapstack.store import Encoding, Store, StoreWriter, finish, open_store_for_writing, verify
+from mapstack.store import Store, StoreWriter, finish, open_store_for_writing, verify
 from mapstack.store.manifest import FORMAT_VERSION
 from mapstack.stored_stack import read_basis, read_stack
 

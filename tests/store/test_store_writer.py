@@ -6,6 +6,7 @@ import stat
 import tarfile
 import zlib
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -339,9 +340,12 @@ def test_an_unsealed_part_keeps_the_account_open(tmp_path: Path, manifest, sampl
         writer.close()
 
 
-def test_too_little_room_is_said_before_the_start(tmp_path: Path):
+def test_too_little_room_is_said_before_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     check_space(tmp_path / "not" / "yet", 1000)
-    with pytest.raises(StoreDiskError, match=r"needs 1000000000.0 GB and its disk has [\d.]+ GB free") as caught:
+    with pytest.raises(StoreDiskError, match=r"needs 1000000.0 TB and its disk has [\d.]+ [GT]B free") as caught:
         check_space(tmp_path / "not" / "yet", 10**18)
     assert isinstance(caught.value, OSError)
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=999))
+    with pytest.raises(StoreDiskError, match=r"needs 23.5 kB and its disk has 999 bytes free"):
+        check_space(tmp_path, 23_456)
     assert not (tmp_path / "not").exists()

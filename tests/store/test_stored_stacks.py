@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 
 from mapstack.basis import Basis
+from mapstack.codecs import Encoding
 from mapstack.errors import StoreError
 from mapstack.explainer import Explainer
 from mapstack.methods import Gradient, IntegratedGradients, Method, Occlusion
 from mapstack.prompts import TextGroup
 from mapstack.stack import Stack
-from mapstack.store import Encoding, Record, open_store_for_writing
+from mapstack.store import Record, open_store_for_writing
 from mapstack.stored_stack import describe_store, read_stack, stack_arrays
 from tests.store.few_features import FewFeatures
 from tests.toys import random_inputs

@@ -7,7 +7,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ import pytest
 from mapstack.errors import InputError, StoreDiskError, StoreError
 from mapstack.store import (
     Failure,
+    Packed,
     Record,
     Store,
     StoreSession,
@@ -25,7 +25,7 @@ from mapstack.store import (
     open_store_for_writing,
     verify,
 )
-from train_like.background import BackgroundWriter, Pending, Stored
+from train_like.background import BackgroundWriter, Stored
 
 MANIFEST = {"identity": {"model": {"fingerprint": "3f2a"}, "seed": 0}}
 WAIT_S = 20
@@ -35,8 +35,8 @@ def record(key: str) -> Record:
     return Record(key, {"stack": np.full((2, 3, 4), len(key), np.float32)}, {"text": key})
 
 
-def batch(*keys: str) -> list[Pending]:
-    return [partial(record, key) for key in keys]
+def batch(*keys: str) -> list[Record | Failure]:
+    return [record(key) for key in keys]
 
 
 def assert_whole(session: StoreSession, n_records: int) -> None:
@@ -84,16 +84,20 @@ def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
     gate.is_open.set()
 
 
-def test_records_are_written_in_the_order_of_the_batches(writer: BackgroundWriter, session: StoreSession) -> None:
-    """Also where the first of a batch takes longest to encode."""
+def test_records_are_written_in_the_order_of_the_batches(
+    writer: BackgroundWriter, session: StoreSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the first of a batch takes longest to pack."""
     keys = [f"k{i}" for i in range(12)]
+    pack = StoreWriter.pack
 
-    def make(key: str) -> Record:
+    def pack_slowly(store_writer: StoreWriter, key: str, *rest: Any) -> Packed:
         time.sleep(0.01 * (3 - int(key[1:]) % 4))
-        return record(key)
+        return pack(store_writer, key, *rest)
 
+    monkeypatch.setattr(StoreWriter, "pack", pack_slowly)
     for start in range(0, len(keys), 4):
-        writer.submit([partial(make, key) for key in keys[start : start + 4]])
+        writer.submit(batch(*keys[start : start + 4]))
     writer.close()
     store = Store(session.folder)
     assert store.keys() == keys
@@ -104,28 +108,28 @@ def test_records_are_written_in_the_order_of_the_batches(writer: BackgroundWrite
 
 
 def test_handing_over_waits_for_the_batch_before_and_not_for_its_own(
-    writer: BackgroundWriter, session: StoreSession, gate: Gate
+    writer: BackgroundWriter, session: StoreSession, gate: Gate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     writer.submit(batch("a", "b"))  # would never return if it waited for the commit
     assert gate.arrived.wait(WAIT_S)
     assert len(Store(session.folder)) == 0
     assert writer.stored == Stored()
 
-    committed_at_return: list[int] = []
+    committed_at_packing: list[int] = []
+    pack = StoreWriter.pack
+
+    def note_and_pack(store_writer: StoreWriter, key: str, *rest: Any) -> Packed:
+        committed_at_packing.append(gate.n_commits)
+        return pack(store_writer, key, *rest)
+
+    monkeypatch.setattr(StoreWriter, "pack", note_and_pack)
     threading.Timer(0.2, gate.is_open.set).start()
-    made: list[str] = []
-
-    def make_c() -> Record:
-        made.append("c")
-        committed_at_return.append(gate.n_commits)
-        return record("c")
-
-    writer.submit([make_c])
+    writer.submit(batch("c"))
     assert gate.n_commits >= 1  # nothing is acknowledged before it is durable
     assert Store(session.folder).keys()[:2] == ["a", "b"]
     assert writer.stored.n_records == 2
     writer.flush()
-    assert committed_at_return == [1]  # one batch in flight: nothing of c was begun before
+    assert committed_at_packing == [1]  # one batch in flight: nothing of c was begun before
     assert Store(session.folder).keys() == ["a", "b", "c"]
     assert writer.stored.n_records == 3
 
@@ -134,7 +138,7 @@ def test_one_thread_has_the_writer(
     session: StoreSession, monkeypatch: pytest.MonkeyPatch, writer: BackgroundWriter
 ) -> None:
     threads: dict[str, set[int]] = {}
-    for name in ("write", "commit", "close"):
+    for name in ("append", "commit", "close"):
         original = getattr(StoreWriter, name)
 
         def note(*arguments: Any, _name: str = name, _original: Callable[..., Any] = original) -> Any:
@@ -145,13 +149,13 @@ def test_one_thread_has_the_writer(
     for key in "abc":
         writer.submit(batch(key))
     writer.close()
-    assert threads.keys() == {"write", "commit", "close"}
+    assert threads.keys() == {"append", "commit", "close"}
     (thread,) = set.union(*threads.values())
     assert thread != threading.get_ident()
 
 
 def test_failures_are_named_and_counted(writer: BackgroundWriter, session: StoreSession) -> None:
-    writer.submit([partial(record, "good"), lambda: Failure("bad", "s-0.tar", "it is empty.")])
+    writer.submit([record("good"), Failure("bad", "s-0.tar", "it is empty.")])
     writer.flush()
     assert (writer.stored.n_records, writer.stored.n_failures) == (1, 1)
     store = Store(session.folder)
@@ -160,14 +164,14 @@ def test_failures_are_named_and_counted(writer: BackgroundWriter, session: Store
 
 
 def break_the_disk(monkeypatch: pytest.MonkeyPatch, at: str) -> None:
-    write = StoreWriter.write
+    append = StoreWriter.append
 
-    def fail(writer: StoreWriter, key: str, *rest: Any) -> int:
-        if key == at:
+    def fail(writer: StoreWriter, packed: Packed) -> int:
+        if packed.key == at:
             raise StoreDiskError("the disk is full.")
-        return write(writer, key, *rest)
+        return append(writer, packed)
 
-    monkeypatch.setattr(StoreWriter, "write", fail)
+    monkeypatch.setattr(StoreWriter, "append", fail)
 
 
 def test_an_error_comes_out_once_at_the_next_batch(
@@ -176,10 +180,8 @@ def test_an_error_comes_out_once_at_the_next_batch(
     break_the_disk(monkeypatch, at="b")
     writer.submit(batch("a"))
     writer.submit(batch("b"))
-    begun: list[str] = []
     with pytest.raises(StoreDiskError, match=r"the disk is full\."):
-        writer.submit([lambda: begun.append("c") or record("c")])
-    assert begun == []
+        writer.submit(batch("c"))
     with pytest.raises(StoreError, match="is closed; nothing follows what it has sealed"):
         writer.submit(batch("d"))
     writer.flush()
@@ -203,12 +205,9 @@ def test_an_error_of_the_last_batch_is_not_lost(
     assert_whole(session, n_records=1)
 
 
-def test_what_makes_a_record_may_raise(writer: BackgroundWriter, session: StoreSession) -> None:
-    def refuse() -> Record:
-        raise InputError("codec 'x' is unknown.")
-
-    writer.submit([partial(record, "a"), refuse, partial(record, "c")])
-    with pytest.raises(InputError, match="codec 'x' is unknown"):
+def test_what_cannot_be_stored_ends_the_writing(writer: BackgroundWriter, session: StoreSession) -> None:
+    writer.submit([record("a"), Record("b", {"stack": np.array([np.nan])}, {}), record("c")])
+    with pytest.raises(InputError, match="holds NaN or infinity"):
         writer.close()
     assert_whole(session, n_records=1)
     assert "c" not in Store(session.folder)

@@ -3,6 +3,7 @@
 import os
 import re
 import signal
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ PARITY = {
     "occlusion along the axes": (OCCLUSION, 3, "axes", 56, "float16", "axes", 1e-5),  # factored: without a codec
     "gradient along the axes": (GRADIENT, 1, "axes", 56, "float32", "direct", 1e-5),
     "gradient in half precision": (GRADIENT, 1, "axes", 56, "float16", "direct", 1e-3),
+    "gradient in few terms": (GRADIENT, 1, "axes", 56, "lowrank, max_error: 0.001, compress: zstd", "direct", 1e-2),
     "integrated gradients along the prompts": (QUICK, 3, "prompts", 224, "float32", "prompts", 1e-5),
 }
 
@@ -108,6 +110,8 @@ def test_the_job_and_the_python_door_make_the_same_map(
         assert record.info["sha256"] == picture.sha256
         assert record.info["geometry"] == picture.geometry.to_dict()
         assert record.info["route"] == basis
+    with tarfile.open(next((tmp_path / "store").glob("part-*.tar"))) as tar:
+        assert all(name.endswith((".json", ".npy.zst" if "zstd" in codec else ".npy")) for name in tar.getnames())
 
 
 @pytest.mark.fault("W6")

@@ -7,17 +7,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
+from mapstack.codecs.lowrank import encode_within
+from mapstack.codecs.rounding import restore_rows, round_rows, row_maxima
 from mapstack.errors import InputError, StoreError, unknown_name
-from mapstack.store.compression import COMPRESSIONS, CompressedArrays
-from mapstack.store.lowrank import encode_within
-from mapstack.store.rounding import restore_rows, round_rows, row_maxima
+from mapstack.store.compression import COMPRESSIONS
 
 Arrays = dict[str, NDArray[Any]]
 
-CODECS = ("float32", "float16", "int8", "lowrank")
+_DTYPES = {"float32": torch.float32, "float16": torch.float16, "int8": torch.int8}
+CODECS = (*_DTYPES, "lowrank")
+_PARTS = ("stack", "u", "v", "scale")
 _TOO_LARGE = 2.0**127  # rounding up something larger could decode to infinity
 
 
@@ -31,7 +34,7 @@ class Encoding:
             of each stack, of few terms or dense, whose error is at most `max_error`.
         max_error: For `lowrank`, the largest root mean square error of a map, over all texts, as a share of the root
             mean square of the maps, in [0, 1).
-        compress: `none`, or `zstd` for every array of a record.
+        compress: `none`, or `zstd` for every array of a record, which is the store's part: see `StoreWriter`.
 
     Raises:
         InputError: A name is unknown, or the error is out of range.
@@ -54,8 +57,8 @@ class Encoding:
         error = {"max_error": self.max_error} if self.codec == "lowrank" else {}
         return {"codec": self.codec, "compress": self.compress, **error}
 
-    def encode(self, stack: NDArray[Any]) -> Arrays:
-        """Turn a stack into the arrays of a record.
+    def encode(self, stack: Tensor) -> Arrays:
+        """Turn a stack into the arrays of a record, on the device where it lies.
 
         Args:
             stack: Attributions [rows, height, width], float32.
@@ -68,55 +71,53 @@ class Encoding:
         Raises:
             InputError: The stack has another shape or dtype, or holds NaN, infinity or a value beyond 1.7e38.
         """
-        if stack.ndim != 3 or stack.dtype != np.float32 or stack.size == 0:
+        if stack.ndim != 3 or stack.dtype != torch.float32 or stack.numel() == 0:
             raise InputError(
-                f"a stack of shape {stack.shape} and dtype {stack.dtype} cannot be encoded; a stack is float32 "
+                f"a stack of shape {tuple(stack.shape)} and dtype {stack.dtype} cannot be encoded; a stack is float32 "
                 "[rows, height, width], none of them 0; convert it."
             )
-        if not (row_maxima(stack) < _TOO_LARGE).all():  # false for NaN
+        maxima = row_maxima(stack)
+        if not (maxima < _TOO_LARGE).all():  # false for NaN
             raise InputError(
-                f"a stack of shape {stack.shape} holds NaN, infinity or a value beyond 1.7e38; none is ever stored; "
-                "record the sample as failed."
+                f"a stack of shape {tuple(stack.shape)} holds NaN, infinity or a value beyond 1.7e38; none is ever "
+                "stored; record the sample as failed."
             )
         if self.codec == "lowrank":
-            return encode_within(stack, self.max_error)
-        rounded, scale = round_rows(stack, self.codec)
-        return {"stack": rounded} if scale is None else {"stack": rounded, "scale": scale}
-
-    def wrap(self, arrays: Arrays) -> Arrays:
-        """Return all arrays of a record, in the form in which the writer compresses them if they are to be."""
-        return arrays if self.compress == "none" else CompressedArrays(arrays)
+            parts = encode_within(stack, maxima, self.max_error)
+        else:
+            rounded, scale = round_rows(stack, maxima, _DTYPES[self.codec])
+            parts = {"stack": rounded} if scale is None else {"stack": rounded, "scale": scale}
+        return {name: part.cpu().numpy() for name, part in parts.items()}
 
 
-def decode(arrays: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
+def decode(arrays: Mapping[str, NDArray[Any]]) -> Tensor:
     """Turn the arrays of a record back into a float32 stack [rows, height, width].
 
     Raises:
         StoreError: The arrays are not those of a stack.
     """
     mixing, maps = decode_factors(arrays)
-    return maps if mixing is None else np.tensordot(mixing, maps, axes=1)
+    return maps if mixing is None else torch.tensordot(mixing, maps, dims=1)
 
 
-def decode_factors(
-    arrays: Mapping[str, NDArray[Any]],
-) -> tuple[NDArray[np.float32] | None, NDArray[np.float32]]:
+def decode_factors(arrays: Mapping[str, NDArray[Any]]) -> tuple[Tensor | None, Tensor]:
     """Read the arrays of a record without multiplying them out.
 
     Returns:
         `u` [rows, rank], or None where the stack is dense, and the maps that it mixes [rank, height, width], or the
-        rows of the stack.
+        rows of the stack; float32, on the CPU.
 
     Raises:
         StoreError: The arrays are not those of a stack.
     """
     try:
-        if "u" not in arrays:
-            return None, restore_rows(arrays["stack"], arrays.get("scale"))
-        u, maps = arrays["u"], restore_rows(arrays["v"], arrays.get("scale"))
-        if u.dtype != np.float32 or u.shape[1:] != maps.shape[:1]:
-            raise ValueError(f"u of shape {u.shape} and dtype {u.dtype} for {len(maps)} maps")
-    except (KeyError, ValueError) as error:
+        parts = {name: torch.from_numpy(arrays[name]) for name in _PARTS if name in arrays}
+        if "u" not in parts:
+            return None, restore_rows(parts["stack"], parts.get("scale"))
+        u, maps = parts["u"], restore_rows(parts["v"], parts.get("scale"))
+        if u.dtype != torch.float32 or u.shape[1:] != maps.shape[:1]:
+            raise ValueError(f"u of shape {tuple(u.shape)} and dtype {u.dtype} for {len(maps)} maps")
+    except (KeyError, ValueError, TypeError) as error:
         shapes = {name: (array.shape, str(array.dtype)) for name, array in arrays.items()}
         raise StoreError(
             f"arrays {shapes} are no encoded stack ({error}); a record holds stack, or u and v, and scale unless they "
