@@ -82,12 +82,15 @@ class Encoding:
                 f"a stack of shape {tuple(stack.shape)} holds NaN, infinity or a value beyond 1.7e38; none is ever "
                 "stored; record the sample as failed."
             )
-        if self.codec == "lowrank":
-            parts = encode_within(stack, maxima, self.max_error)
-        else:
-            rounded, scale = round_rows(stack, maxima, _DTYPES[self.codec])
-            parts = {"stack": rounded} if scale is None else {"stack": rounded, "scale": scale}
+        with torch.autocast(stack.device.type, enabled=False):  # the job's precision is the model's, not this sum's
+            parts = self._encode(stack, maxima)
         return {name: part.cpu().numpy() for name, part in parts.items()}
+
+    def _encode(self, stack: Tensor, maxima: Tensor) -> dict[str, Tensor]:
+        if self.codec == "lowrank":
+            return encode_within(stack, maxima, self.max_error)
+        rounded, scale = round_rows(stack, maxima, _DTYPES[self.codec])
+        return {"stack": rounded} if scale is None else {"stack": rounded, "scale": scale}
 
 
 def decode(arrays: Mapping[str, NDArray[Any]]) -> Tensor:

@@ -146,6 +146,19 @@ def test_the_input_is_left_as_it_was():
     assert (stack == before).all()
 
 
+@pytest.mark.parametrize("codec", CODECS)
+def test_the_precision_of_the_model_is_not_that_of_the_codec(codec: str):
+    """Lightning's mixed precision runs the whole step, encoding included, under autocast."""
+    factors = np.random.default_rng(0).standard_normal((2, 40, 2, 1)).astype(np.float32)
+    stack = (factors[0, :, 0] @ factors[1, :, 0].T)[:, :, None] + np.zeros((1, 1, 30), np.float32)  # of rank 1
+    expected = encode(stack, codec)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = encode(stack, codec)
+    assert found.keys() == expected.keys()
+    for name, array in expected.items():
+        assert found[name].tobytes() == array.tobytes()
+
+
 def test_what_decides_the_bytes_is_described_and_nothing_else():
     assert Encoding("int8", 0.3).describe() == {"codec": "int8", "compress": "none"}
     assert Encoding("lowrank", 0.3, "zstd").describe() == {"codec": "lowrank", "compress": "zstd", "max_error": 0.3}
