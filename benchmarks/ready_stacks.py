@@ -6,7 +6,6 @@ Shards, Lightning's predict loop, the store's callback and the store are the job
 import io
 import json
 import logging
-import platform
 import tarfile
 import tempfile
 import time
@@ -14,9 +13,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import cache
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +23,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from benchmarks.setting import CHECKPOINT, describe_machine
 from mapstack.codecs import Encoding
 from mapstack.config import DataConfig, TrainerConfig
 from mapstack.explainer import Explainer
@@ -41,8 +39,6 @@ from train_like.progress import ExtractionProgress
 from train_like.size import estimate_record
 from train_like.writer import StoreCallback
 
-ROOT = Path(__file__).parents[1]
-CHECKPOINT = ROOT / "model_store" / "phantom-medclip"
 ROWS, SIDE, BATCH_SIZE = 512, 224, 4
 
 Figures = dict[str, Any]
@@ -168,20 +164,6 @@ def time_step(step: Callable[[], Any]) -> tuple[float, float]:
     wall, cpu = time.perf_counter(), time.thread_time()
     step()
     return time.perf_counter() - wall, time.thread_time() - cpu
-
-
-def describe_machine() -> dict[str, str]:
-    """Say on what this ran."""
-    names = [
-        line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line
-    ]
-    packages = {name: version(name) for name in ("torch", "numpy", "lightning", "webdataset")}
-    return {
-        "cpu": f"{len(names)} x {names[0]}",
-        "kernel": platform.release(),
-        "date": f"{datetime.now(UTC):%F}",
-        **packages,
-    }
 
 
 def answer(

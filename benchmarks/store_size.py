@@ -1,8 +1,8 @@
 """How small can a stack be kept, at what speed, and what does that do to its maps?
 
-    python benchmarks/store_size.py                      the demo model, 4 phantoms
-    python benchmarks/store_size.py --full-size          and the official architecture with random weights, 1 phantom
-    python benchmarks/store_size.py --methods gradient   only that
+    python -m benchmarks.store_size                      the demo model, 4 phantoms
+    python -m benchmarks.store_size --full-size          and the official architecture with random weights, 1 phantom
+    python -m benchmarks.store_size --methods gradient   only that
 
 Prints two tables in Markdown for each model and method, and ends with one JSON line.
 
@@ -15,8 +15,6 @@ enlarging, as they are and both smoothed, and how many findings of the phantoms 
 
 import argparse
 import json
-import os
-import platform
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -30,6 +28,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.transforms.functional import gaussian_blur
 
+from benchmarks.setting import CHECKPOINT, describe_machine, full_size_model
 from mapstack.basis import Basis
 from mapstack.codecs import Encoding
 from mapstack.config import PromptsConfig
@@ -39,15 +38,13 @@ from mapstack.images import Prepared, collate, from_array, prepare
 from mapstack.methods import Gradient, IntegratedGradients, Method, Occlusion
 from mapstack.metrics.localisation import pointing_game_hit
 from mapstack.models import EmbeddingModel, load_model
-from mapstack.models.medclip import save_random_medclip
 from mapstack.phantom import NO_FINDING, Phantom, phantom
 from mapstack.readouts import TextReadout
 from mapstack.stack import OcclusionStack, Stack
 from mapstack.store import COMPRESSIONS, Store, StoreWriter, finish, open_store_for_writing
 from mapstack.stored_stack import describe_store, read_basis, read_stack, stack_arrays, stack_info
 
-ROOT = Path(__file__).parents[1]
-CHECKPOINT, PROMPTS = ROOT / "model_store" / "phantom-medclip", ROOT / "configs" / "prompts" / "phantom.yaml"
+PROMPTS = Path(__file__).parents[1] / "configs" / "prompts" / "phantom.yaml"
 FIRST_SEED = 9000  # of phantoms that the demo model was not trained on
 MAP_SIZES = (224, 112, 56)
 MAX_ERRORS = (0.1, 0.06, 0.02, 0.005)
@@ -313,13 +310,6 @@ def print_reductions(rows: Sequence[Reduction]) -> None:
         )
 
 
-def full_size(folder: str) -> EmbeddingModel:
-    """Return the official architecture with random weights."""
-    vocabulary = (CHECKPOINT / "vocab.txt").read_text(encoding="utf-8").splitlines()
-    save_random_medclip(Path(folder), tower="vit", sizes={}, vocabulary=vocabulary, seed=0)
-    return load_model("medclip-vit", folder)
-
-
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -327,7 +317,7 @@ def main() -> None:
     parser.add_argument("--methods", nargs="*", choices=METHODS, default=list(METHODS), help="for the demo model")
     parser.add_argument("--full-size", action="store_true", help="also the official architecture, which takes minutes")
     arguments = parser.parse_args()
-    print(f"{platform.machine()}, {os.cpu_count()} processors, torch {torch.__version__}, {time.strftime('%Y-%m-%d')}")
+    print(json.dumps(describe_machine()))
     found: dict[str, object] = {}
     bench = Bench(load_model("medclip-vit", CHECKPOINT), [phantom(FIRST_SEED + i) for i in range(arguments.pictures)])
     for name in arguments.methods:
@@ -341,8 +331,7 @@ def main() -> None:
         print_reductions(lost)
         found[name] = {"forms": [asdict(row) for row in rows], "sizes": [asdict(row) for row in lost]}
     if arguments.full_size:
-        with tempfile.TemporaryDirectory() as folder:
-            bench = Bench(full_size(folder), bench.phantoms[:1])
+        bench = Bench(full_size_model(), bench.phantoms[:1])
         method = METHODS["gradient"]
         rows = list(forms(bench, method, bench.stacks(method), MAP_SIZES[:1]))
         print_forms("gradient, official architecture, random weights, 1 phantom", rows)

@@ -12,6 +12,7 @@ from mapstack.config_files import at_least, merge, one_of
 from mapstack.config_files import load_config as load_config
 from mapstack.errors import ConfigError, unknown_name
 from mapstack.methods import METHODS, Method
+from mapstack.models import PRECISIONS
 from mapstack.prompts import TextGroup, load_prompt_set, text_groups
 from mapstack.store import COMPRESSIONS
 
@@ -41,6 +42,7 @@ class DataConfig:
         max_bad_share: The job aborts when more than this share of samples is bad, after 100.
         duplicates: "fail", or "first" to keep the first sample of a key and list the others.
         timeout_s: A reader that gives nothing for so long is taken to hang.
+        accept_burned_in: Take DICOM pictures whose Burned In Annotation (0028,0301) is not NO.
     """
 
     shards: Any = ""
@@ -51,6 +53,7 @@ class DataConfig:
     max_bad_share: float = 0.01
     duplicates: str = "fail"
     timeout_s: int = 120
+    accept_burned_in: bool = False
 
     def __post_init__(self) -> None:
         one_of("data.duplicates", self.duplicates, ("fail", "first"))
@@ -144,7 +147,14 @@ class PromptsConfig:
 
 @dataclass
 class TrainerConfig:
-    """How Lightning runs the job; names are the Trainer's own."""
+    """How Lightning runs the job; names are the Trainer's own.
+
+    Attributes:
+        accelerator: "auto", "cpu", "gpu"...
+        devices: How many, or which.
+        num_nodes: Machines.
+        precision: "32-true", "64-true", or "bf16-mixed" and "16-mixed", in which the image tower alone runs.
+    """
 
     accelerator: str = "auto"
     devices: Any = "auto"
@@ -152,7 +162,7 @@ class TrainerConfig:
     precision: str = "32-true"
 
     def __post_init__(self) -> None:
-        one_of("trainer.precision", self.precision, ("32-true", "64-true"))
+        one_of("trainer.precision", self.precision, PRECISIONS)
         at_least("trainer.num_nodes", self.num_nodes, 1)
 
 

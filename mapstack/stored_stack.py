@@ -45,6 +45,7 @@ def describe_store(
             "map_size": None if is_factored else explainer.frame_size,
             **encoding.describe(),
             "seed": explainer.seed,
+            "precision": explainer.model.precision,
             "shards": shards_digest,
         },
         "image_size": explainer.model.preprocessing.image_size,

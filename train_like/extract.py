@@ -22,7 +22,7 @@ from mapstack.errors import ConfigError
 from mapstack.explainer import Explainer
 from mapstack.geometry import reduce_area
 from mapstack.methods import Occlusion
-from mapstack.models import load_model
+from mapstack.models import in_precision, load_model
 from mapstack.readouts import TextReadout
 from mapstack.store.disk import disk_errors
 from mapstack.store.layout import MANIFEST
@@ -108,7 +108,12 @@ def _refuse_other_settings(config: Config) -> None:
         StoreError: The store was written with other settings.
     """
     stored = _stored_identity(config)
-    settings = {"method": config.method.describe(), "seed": config.seed, "basis": config.stack.basis}
+    settings = {
+        "method": config.method.describe(),
+        "seed": config.seed,
+        "basis": config.stack.basis,
+        "precision": config.trainer.precision,
+    }
     # Whether the next three are as configured is decided by method and basis, which are compared above.
     if stored.get("form") == "dense":
         settings |= config.stack.encoding.describe()
@@ -152,10 +157,12 @@ def make_explainer(config: Config) -> Explainer:
         config.model.checkpoint,
         prompt_padding=config.model.prompt_padding,  # type: ignore[arg-type]
     )
-    if config.trainer.precision == "64-true":
-        model = model.double()
     return Explainer(
-        model, config.method, normalize=config.stack.normalize, map_size=config.stack.map_size, seed=config.seed
+        in_precision(model, config.trainer.precision),
+        config.method,
+        normalize=config.stack.normalize,
+        map_size=config.stack.map_size,
+        seed=config.seed,
     )
 
 
@@ -203,7 +210,8 @@ def make_trainer(config: TrainerConfig, callbacks: Sequence[lightning.Callback])
             accelerator=config.accelerator,
             devices=config.devices,
             num_nodes=config.num_nodes,
-            precision=config.precision,  # type: ignore[arg-type]
+            # Mixed precision is the model's own: under Lightning's, sums and residuals would be rounded as well.
+            precision="64-true" if config.precision == "64-true" else "32-true",
             inference_mode=False,
             logger=False,
             enable_checkpointing=False,

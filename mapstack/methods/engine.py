@@ -1,6 +1,7 @@
 """The engine of every gradient method: one forward pass, then batched vector-Jacobian products over the rows."""
 
 from collections.abc import Iterator
+from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Float
@@ -11,6 +12,11 @@ from mapstack.readouts import Readout
 
 # Which rows, and their gradients [rows, points, channels, height, width].
 RowGradients = tuple[slice, Tensor]
+
+# A product is linear in its cotangent: float16 has digits for small gradients if the cotangent is large, and the
+# gradient is divided by the same power of two again. Where that overflows, a smaller one is tried.
+_FLOAT16_SCALES = tuple(2.0**exponent for exponent in (12, 8, 4, 0, -4, -8))
+_ROWS_THAT_FIT: WeakKeyDictionary[EmbeddingModel, int] = WeakKeyDictionary()
 
 
 def row_gradients(
@@ -26,28 +32,46 @@ def row_gradients(
     layer of an image tower in evaluation mode mixes the pictures of a batch; so the gradient of the sum over points
     is the gradient of each.
 
+    A chunk for which the device has too little memory is halved, and the model's later chunks are no larger.
+
     Args:
         model: Frozen; called with gradients on, outside inference mode (see `Method.attribute`).
         points: Pictures in the model-input frame.
         readout: What is differentiated.
-        rows_per_pass: Rows that one batched product takes; more cost memory in proportion.
+        rows_per_pass: Rows that one batched product takes at most; more cost memory in proportion.
     """
     points = points.detach().requires_grad_()
     embedding = model.embed_images(points)
     outputs = readout(embedding)
+    scales = _FLOAT16_SCALES if model.precision == "16-mixed" else (1.0,)
 
-    def chunks() -> Iterator[tuple[slice, Tensor]]:
-        for start in range(0, readout.n_rows, rows_per_pass):
-            rows = slice(start, min(start + rows_per_pass, readout.n_rows))
-            is_last = rows.stop == readout.n_rows
-            yield rows, _chunk_gradient(outputs, points, rows, retain_graph=not is_last)
+    def chunks() -> Iterator[RowGradients]:
+        start, n_rows = 0, min(rows_per_pass, _ROWS_THAT_FIT.get(model, rows_per_pass))
+        while start < readout.n_rows:
+            rows = slice(start, min(start + n_rows, readout.n_rows))
+            try:
+                gradient = _gradient_of_rows(outputs, points, rows, scales)
+            except torch.OutOfMemoryError:
+                if n_rows == 1:
+                    raise
+                n_rows = _ROWS_THAT_FIT[model] = -(-n_rows // 2)
+                continue
+            yield rows, gradient
+            start = rows.stop
 
     return embedding.detach(), chunks()
 
 
-def _chunk_gradient(outputs: Tensor, points: Tensor, rows: slice, *, retain_graph: bool) -> Tensor:
+def _gradient_of_rows(outputs: Tensor, points: Tensor, rows: slice, scales: tuple[float, ...]) -> Tensor:
     n_points, n_rows = outputs.shape
     unit = torch.eye(n_rows, dtype=outputs.dtype, device=outputs.device)[rows]
     cotangents = unit[:, None, :].expand(-1, n_points, -1)
-    (gradient,) = torch.autograd.grad(outputs, points, cotangents, is_grads_batched=True, retain_graph=retain_graph)
-    return gradient
+
+    def pull_back(cotangent: Tensor) -> Tensor:
+        return torch.autograd.grad(outputs, points, cotangent, retain_graph=True)[0]
+
+    for scale in scales:
+        gradient = torch.vmap(pull_back)(scale * cotangents)
+        if scale == scales[-1] or gradient.isfinite().all():
+            break
+    return gradient if scale == 1 else gradient / scale

@@ -8,8 +8,18 @@ from typing import Any
 
 from mapstack.errors import ConfigError, unknown_name
 from mapstack.models.base import EmbeddingModel, PromptPadding, TextTower, normalised
+from mapstack.models.precision import PRECISIONS, in_precision
 
-__all__ = ["MODEL_NAMES", "EmbeddingModel", "TextTower", "load_model", "load_text_tower", "normalised"]
+__all__ = [
+    "MODEL_NAMES",
+    "PRECISIONS",
+    "EmbeddingModel",
+    "TextTower",
+    "in_precision",
+    "load_model",
+    "load_text_tower",
+    "normalised",
+]
 
 # By name, so that a job which needs no model, or another one, does not wait for transformers to be imported.
 _LOADERS: dict[str, tuple[str, str, dict[str, str]]] = {

@@ -92,6 +92,11 @@ class EmbeddingModel(nn.Module, abc.ABC):
         return self.text.note
 
     @property
+    def precision(self) -> str:
+        """The image half's precision, by Lightning's name."""
+        return "64-true" if self.dtype == torch.float64 else "32-true"
+
+    @property
     def device(self) -> torch.device:
         """Where the image half runs."""
         return next(self.parameters()).device

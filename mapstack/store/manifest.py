@@ -15,6 +15,7 @@ FORMAT_VERSION = 2
 """What is written. Version 1 had no compressed members, which its readers would take for damage, and no `u` and `v`."""
 
 _READABLE_VERSIONS = (1, 2)
+_IMPLIED = {"precision": "32-true"}  # of a store that says nothing of it
 _MAX_SHOWN = 80
 
 
@@ -94,7 +95,7 @@ def require_same_identity(folder: Path, stored: Mapping[str, Any], given: Mappin
     Raises:
         StoreError: A field differs; the first is named with both values.
     """
-    ours, theirs = _flatten(given), _flatten(stored)
+    ours, theirs = _IMPLIED | _flatten(given), _IMPLIED | _flatten(stored)
     differing = sorted(name for name in ours.keys() | theirs.keys() if _show(ours, name) != _show(theirs, name))
     if not differing:
         return

@@ -28,6 +28,7 @@ SETTINGS = {
     "stack.codec=int8": 'codec = "float16", this run has "int8"',
     "stack.codec=lowrank": 'codec = "float16", this run has "lowrank"',
     "stack.compress=zstd": 'compress = "none", this run has "zstd"',
+    "trainer.precision=bf16-mixed": 'precision = "32-true", this run has "bf16-mixed"',
     "seed=1": "seed = 0, this run has 1",
 }
 INPUTS = {"model.checkpoint=OTHER": "weights", "data.shards=OTHER": "shards"}

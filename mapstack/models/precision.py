@@ -1,0 +1,59 @@
+"""The image half of a model in another floating-point precision."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from mapstack.errors import ConfigError, unknown_name
+from mapstack.models.base import EmbeddingModel
+
+PRECISIONS = ("32-true", "64-true", "bf16-mixed", "16-mixed")
+"""Lightning's names: all in float32 or float64, or products in bfloat16 or float16 and sums in float32."""
+
+_MIXED = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+
+
+class MixedPrecision(EmbeddingModel):
+    """A model whose image half multiplies in half precision; pictures and embeddings are float32.
+
+    Only the image half: the projections, sums and residuals around it keep their digits, which they would lose if a
+    whole step ran under autocast.
+
+    Args:
+        model: In float32.
+        precision: "bf16-mixed", or "16-mixed" for cards without bfloat16.
+    """
+
+    def __init__(self, model: EmbeddingModel, precision: str) -> None:
+        super().__init__()
+        self.full = model
+        self._precision = precision
+        self.text = model.text
+        self.preprocessing = model.preprocessing
+        self.embed_dim = model.embed_dim
+
+    @property
+    def precision(self) -> str:
+        """The image half's precision, by Lightning's name."""
+        return self._precision
+
+    def embed_images(
+        self, pixel_values: Float[Tensor, "batch channels height width"]
+    ) -> Float[Tensor, "batch embed_dim"]:
+        """Embed pictures under autocast; the backward pass then runs in the same precision."""
+        with torch.autocast(pixel_values.device.type, _MIXED[self._precision]):
+            embedding: Tensor = self.full.embed_images(pixel_values)
+        return embedding.float()
+
+
+def in_precision(model: EmbeddingModel, precision: str) -> EmbeddingModel:
+    """Return a model of float32 in one of `PRECISIONS`.
+
+    Raises:
+        ConfigError: The precision is unknown.
+    """
+    if precision not in PRECISIONS:
+        raise ConfigError(unknown_name("precision", precision, PRECISIONS))
+    if precision in _MIXED:
+        return MixedPrecision(model, precision)
+    return model.double() if precision == "64-true" else model

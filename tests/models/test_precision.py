@@ -1,0 +1,100 @@
+"""Half precision: what it leaves of a map, and that nothing else is rounded."""
+
+import pytest
+import torch
+
+from mapstack.errors import ConfigError
+from mapstack.explainer import Explainer
+from mapstack.methods import Gradient, IntegratedGradients, Method, Occlusion
+from mapstack.methods.engine import row_gradients
+from mapstack.models import EmbeddingModel, in_precision
+from mapstack.readouts import DirectionReadout
+from tests.toys import CurvedModel, random_inputs
+
+METHODS = (Gradient(), IntegratedGradients(n_steps=4), Occlusion(sliding_window_shapes=4, strides=4))
+
+
+def toy() -> EmbeddingModel:
+    return CurvedModel().float()
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "16-mixed"])
+@pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
+def test_half_precision_changes_the_digits_of_a_map_and_not_the_map(method: Method, precision: str) -> None:
+    inputs = random_inputs(2, toy())
+    full, half = (Explainer(in_precision(toy(), name), method).stack(inputs) for name in ("32-true", precision))
+    expected, found = full.axis_maps(), half.axis_maps()
+    assert found.dtype == torch.float32
+    assert torch.cosine_similarity(found.flatten(2), expected.flatten(2), dim=2).min() > 0.995
+    assert (found - expected).abs().max() > 0
+
+
+def test_what_is_around_the_image_half_stays_in_single_precision() -> None:
+    half = in_precision(toy(), "bf16-mixed")
+    assert (half.dtype, half.precision, toy().precision) == (torch.float32, "bf16-mixed", "32-true")
+    embedding = half.embed_images(random_inputs(1, half).pixel_values)
+    assert embedding.dtype == torch.float32
+    assert half.fingerprint == toy().fingerprint
+    assert torch.equal(half.text_directions(["a"]), toy().text_directions(["a"]))
+    assert in_precision(toy(), "64-true").dtype == torch.float64
+
+
+class Steep(CurvedModel):
+    """A tower whose gradients lie outside the range of float16 unless the cotangent is scaled."""
+
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.factor = factor
+        self.float()
+
+    def embed_images(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        embedding: torch.Tensor = self.tower(pixel_values)
+        return embedding * self.factor
+
+
+@pytest.mark.parametrize("factor", [1e-6, 1.0, 1e5])
+def test_float16_neither_drowns_small_gradients_nor_overflows(factor: float) -> None:
+    inputs = random_inputs(1, toy())
+    full, half = (
+        Gradient().attribute(
+            in_precision(Steep(factor), name), inputs, DirectionReadout(None, embed_dim=6, normalize=False)
+        )
+        for name in ("32-true", "16-mixed")
+    )
+    assert torch.cosine_similarity(half.values.flatten(2), full.values.flatten(2), dim=2).min() > 0.999
+    assert (half.values - full.values).abs().max() <= 0.01 * full.values.abs().max()
+
+
+def test_a_chunk_that_does_not_fit_is_halved_and_later_ones_are_no_larger(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, readout = toy(), DirectionReadout(None, embed_dim=6, normalize=False)
+    points = random_inputs(1, model).pixel_values
+    _, whole = row_gradients(model, points, readout, rows_per_pass=6)
+    expected = torch.cat([gradient for _, gradient in whole])
+    asked: list[int] = []
+    vmap = torch.vmap
+
+    def vmap_of_two(function: object) -> object:
+        def run(cotangents: torch.Tensor) -> torch.Tensor:
+            asked.append(len(cotangents))
+            if len(cotangents) > 2:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return vmap(function)(cotangents)
+
+        return run
+
+    monkeypatch.setattr(torch, "vmap", vmap_of_two)
+    for expected_sizes in ([5, 3, 2, 2, 2], [2, 2, 2]):
+        _, chunks = row_gradients(model, points, readout, rows_per_pass=5)
+        assert torch.equal(torch.cat([gradient for _, gradient in chunks]), expected)
+        assert asked == expected_sizes
+        asked.clear()
+    monkeypatch.setattr(
+        torch, "vmap", lambda function: lambda cotangents: (_ for _ in ()).throw(torch.OutOfMemoryError)
+    )
+    with pytest.raises(torch.OutOfMemoryError):
+        next(row_gradients(model, points, readout, rows_per_pass=1)[1])
+
+
+def test_an_unknown_precision_is_refused() -> None:
+    with pytest.raises(ConfigError, match="precision '8-true' is unknown; choose one of 32-true, 64-true"):
+        in_precision(toy(), "8-true")
