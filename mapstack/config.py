@@ -74,6 +74,8 @@ class StackConfig:
 
     Attributes:
         basis: "axes", or "prompts" for the span of the configured prompts only.
+        basis_tolerance: For "prompts": the largest share of a text that the basis may leave out, to need fewer rows;
+            what a map loses by it is measured on every picture and stored as `map_error`.
         normalize: Explain the logit (normalised embedding), or the raw embedding, the paper's wording.
         map_size: Side of the stored maps [px]; None keeps the model's frame.
         codec: "float32", "float16" or "int8", the last two with a scale a row, or "lowrank": see
@@ -83,6 +85,7 @@ class StackConfig:
     """
 
     basis: str = "axes"
+    basis_tolerance: float = 0.0
     normalize: bool = True
     map_size: int | None = 224
     codec: str = "float16"
@@ -94,8 +97,9 @@ class StackConfig:
         one_of("stack.codec", self.codec, CODECS)
         one_of("stack.compress", self.compress, COMPRESSIONS)
         at_least("stack.map_size", self.map_size, 1)
-        if not 0 <= self.max_error < 1:
-            raise ConfigError(f"stack.max_error is {self.max_error}; it is a share, in [0, 1); correct it.")
+        for key, value in (("max_error", self.max_error), ("basis_tolerance", self.basis_tolerance)):
+            if not 0 <= value < 1:
+                raise ConfigError(f"stack.{key} is {value}; it is a share, in [0, 1); correct it.")
 
     @property
     def encoding(self) -> Encoding:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -123,20 +124,24 @@ class Explainer:
         # The raw gradient stack along the axes gives the normalised maps too, so one is kept for both.
         is_raw = self.method.one_stack_serves_both and basis is None
         readout = DirectionReadout(
-            None if basis is None else basis.rows,
+            None if basis is None else basis.rows_and_residual(),
             embed_dim=self.model.embed_dim,
             normalize=self.normalize and not is_raw,
         )
         found = self._attribute(inputs, readout, check)
+        values, map_error = found.values, ()
+        if basis is not None and basis.worst is not None:
+            values, map_error = _split_off_residual(found.values, basis.coordinates(basis.worst))
         return Stack(
             found.embedding,
             self.normalize,
-            found.values,
+            values,
             basis=basis,
             baseline_embedding=found.baseline_embedding,
             is_raw=is_raw,
             n_steps=found.n_steps,
             is_converged=found.is_converged,
+            map_error=map_error,
         )
 
     def explain(
@@ -238,6 +243,15 @@ class Explainer:
             )
             for i, picture in enumerate(pictures)
         ]
+
+
+def _split_off_residual(
+    values: Float[Tensor, "batch rows_and_residual height width"], coordinates: Float[Tensor, " rows"]
+) -> tuple[Float[Tensor, "batch rows height width"], tuple[float, ...]]:
+    """Take the last row, of what the basis leaves out of a text, for the error of that text's map."""
+    values, lost = values[:, :-1], values[:, -1]
+    whole = torch.einsum("r,brhw->bhw", coordinates, values) + lost
+    return values, tuple((lost.flatten(1).norm(dim=1) / whole.flatten(1).norm(dim=1)).tolist())
 
 
 def choose_route(

@@ -85,6 +85,8 @@ class Stack(Projectable):
         is_raw: Whether `values` are of the raw embedding although maps explain the normalised one. The gradient's
             stack is kept so, because it serves both (see `_tangent`).
         mixing: The weights with which `values` make the rows; None where they are the rows.
+        map_error: What a shortened basis loses of each picture's map of the text that suffers most, as a share of its
+            root mean square; empty for a basis that is exact.
     """
 
     values: Float[Tensor, "batch rows height width"]
@@ -92,6 +94,7 @@ class Stack(Projectable):
     baseline_embedding: Float[Tensor, "batch embed_dim"] | None = None
     is_raw: bool = False
     mixing: Float[Tensor, "batch basis_rows rows"] | None = None
+    map_error: tuple[float, ...] = field(default=(), kw_only=True)
 
     def __getitem__(self, pictures: slice) -> "Stack":
         """Return the stack of some of the pictures."""
@@ -104,6 +107,7 @@ class Stack(Projectable):
             baseline_embedding=None if baseline is None else baseline[pictures],
             n_steps=self.n_steps[pictures],
             is_converged=self.is_converged[pictures],
+            map_error=self.map_error[pictures],
         )
 
     def explaining(self, *, normalize: bool) -> "Stack":

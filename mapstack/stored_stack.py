@@ -56,6 +56,7 @@ def describe_store(
         "note": explainer.model.note,
         # The centre lies in the span, so its coordinates say it all.
         "basis_centre": None if basis is None else basis.coordinates(basis.centre).tolist(),
+        "basis_own_share": 0.0 if basis is None else basis.own_share,
     }
 
 
@@ -90,6 +91,8 @@ def stack_info(stack: Stack | OcclusionStack) -> dict[str, Any]:
         info["n_steps"] = stack.n_steps[0]
     if stack.is_converged:
         info["is_converged"] = stack.is_converged[0]
+    if stack.map_error:
+        info["map_error"] = stack.map_error[0]
     if stack.baseline_embedding is not None:
         rows = torch.eye(stack.embedding.shape[1]).to(stack.embedding) if stack.basis is None else stack.basis.rows
         delta = stack.values.sum(dim=(-2, -1))[0] - rows @ (stack.read_picture() - stack.baseline_embedding)[0]
@@ -102,7 +105,8 @@ def read_basis(manifest: Mapping[str, Any], rows: NDArray[Any] | None) -> Basis 
     if rows is None:
         return None
     directions = torch.from_numpy(np.array(rows))
-    return Basis(directions, torch.tensor(manifest["basis_centre"]) @ directions)
+    centre = torch.tensor(manifest["basis_centre"]) @ directions
+    return Basis(directions, centre, own_share=manifest.get("basis_own_share", 0.0))
 
 
 def read_stack(

@@ -182,7 +182,7 @@ def _choose_basis(config: Config, explainer: Explainer, readout: TextReadout | N
             f"stack.basis is 'prompts' and method '{explainer.method.name}' is not linear; only the axes make its "
             "stack; set stack.basis=axes."
         )
-    return Basis.of(readout.span)
+    return Basis.of(readout.span, config.stack.basis_tolerance)
 
 
 def _require_form(explainer: Explainer) -> None:

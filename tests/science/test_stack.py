@@ -217,6 +217,35 @@ def test_a_basis_is_orthonormal_and_knows_its_span() -> None:
         Basis.of(torch.zeros(2, 3))
 
 
+def test_a_tolerance_shortens_the_basis_and_the_error_of_the_maps_is_measured() -> None:
+    """Most of what is left out is of one text, whose map tells by how much."""
+    model = CurvedModel(embed_dim=12)
+    source = torch.Generator().manual_seed(0)
+    common = 5 * torch.eye(12, dtype=torch.float64)[0]
+    texts = common + torch.randn(8, 12, generator=source, dtype=torch.float64) * 0.7 ** torch.arange(12)
+    exact, short = Basis.of(texts), Basis.of(texts, 0.1)
+    unit = texts / texts.norm(dim=-1, keepdim=True)
+    assert len(short) < len(exact) == 8
+    left_out = [Basis(short.rows[:-1], short.centre).residual(unit), short.residual(unit)]
+    assert left_out[0].norm(dim=-1).max() > 0.1 >= left_out[1].norm(dim=-1).max()  # of as few rows as suffice
+    short.require(texts, 0.0)
+    with pytest.raises(SpanError):
+        short.require(torch.randn(1, 12, generator=source, dtype=torch.float64), 0.0)
+
+    explainer, inputs = Explainer(model, Gradient()), random_inputs(2, model)
+    stack, whole = explainer.stack(inputs, short), explainer.stack(inputs, exact)
+    assert isinstance(stack, Stack)
+    assert stack.values.shape[1] == len(short)
+    assert short.worst is not None
+    expected = whole.project(short.worst[None])[:, 0]
+    lost = (expected - stack.project(short.worst[None])[:, 0]).flatten(1).norm(dim=1) / expected.flatten(1).norm(dim=1)
+    torch.testing.assert_close(torch.tensor(stack.map_error, dtype=torch.float64), lost)
+    assert stack[1:].map_error == stack.map_error[1:]
+    assert lost.min() > 0
+    assert isinstance(whole, Stack)
+    assert whole.map_error == ()
+
+
 def test_texts_close_to_each_other_are_not_taken_for_covered() -> None:
     source = torch.Generator().manual_seed(0)
     common = torch.zeros(20, dtype=torch.float64)

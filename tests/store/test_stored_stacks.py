@@ -11,13 +11,13 @@ from torch import Tensor
 
 from mapstack.basis import Basis
 from mapstack.codecs import Encoding
-from mapstack.errors import StoreError
+from mapstack.errors import SpanError, StoreError
 from mapstack.explainer import Explainer
 from mapstack.methods import Gradient, IntegratedGradients, Method, Occlusion
 from mapstack.prompts import TextGroup
 from mapstack.stack import Stack
 from mapstack.store import Record, open_store_for_writing
-from mapstack.stored_stack import describe_store, read_stack, stack_arrays
+from mapstack.stored_stack import describe_store, read_basis, read_stack, stack_arrays, stack_info
 from tests.store.few_features import FewFeatures
 from tests.toys import random_inputs
 
@@ -119,6 +119,22 @@ def test_w6_a_store_is_gone_on_with_in_the_same_form_only(tmp_path: Path, figure
             open_with(encoding)
     open_with(Encoding("lowrank", 0.02, "none"))
     figure(f"{len(others)} of {len(others)} other codecs, errors and compressions refused, the field named")
+
+
+def test_a_shortened_basis_answers_its_own_texts_and_says_what_it_loses() -> None:
+    model = FewFeatures().float()
+    explainer = Explainer(model, IG, map_size=16)
+    directions = explainer.readout([TextGroup(text, (text,)) for text in TEXTS]).directions
+    basis = Basis.of(directions, 0.5)
+    assert len(basis) < len(Basis.of(directions))
+    stack = explainer.stack(random_inputs(1, model), basis)
+    manifest = describe_store(explainer, basis, encoding=Encoding("float32"), shards_digest="")
+    read = read_basis(manifest, basis.rows.numpy())
+    assert read is not None
+    read.require(directions, 0.0)
+    with pytest.raises(SpanError):
+        read.require(model.text.text_directions(["a stranger"]), 0.0)
+    assert stack_info(stack)["map_error"] == stack.map_error[0] > 0
 
 
 def test_what_does_not_change_the_records_is_no_part_of_the_identity() -> None:
