@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,9 +18,8 @@ from mapstack.methods import Attribution, Completeness, Method, Occlusion, make_
 from mapstack.models import EmbeddingModel, load_model
 from mapstack.prompts import TextGroup, text_groups
 from mapstack.readouts import DirectionReadout, Readout, TextReadout, direction_readout
+from mapstack.routes import Plan, Route, plan_route
 from mapstack.stack import OcclusionStack, Stack
-
-Route = Literal["auto", "direct", "prompts", "axes"]
 
 
 @dataclass(frozen=True)
@@ -129,7 +128,8 @@ class Explainer:
             normalize=self.normalize and not is_raw,
         )
         found = self._attribute(inputs, readout, check)
-        values, map_error = found.values, ()
+        values = found.values
+        map_error: tuple[float, ...] = ()
         if basis is not None and basis.worst is not None:
             values, map_error = _split_off_residual(found.values, basis.coordinates(basis.worst))
         return Stack(
@@ -143,6 +143,14 @@ class Explainer:
             is_converged=found.is_converged,
             map_error=map_error,
         )
+
+    def plan(self, readout: TextReadout, route: Route = "auto") -> Plan:
+        """Choose the route for texts, or check it, and say what each would cost.
+
+        Raises:
+            InputError: The route does not fit the method.
+        """
+        return plan_route(self.method, readout, self.model.embed_dim, route)
 
     def explain(
         self, pictures: Sequence[Prepared], groups: Sequence[TextGroup], route: Route = "auto"
@@ -159,7 +167,7 @@ class Explainer:
             InputError: The route does not fit the method.
         """
         inputs, readout = self.cast(collate(pictures)), self.readout(groups)
-        chosen = choose_route(self.method, readout, self.model.embed_dim, route)
+        chosen = self.plan(readout, route).route
         if chosen == "direct":
             return self._explain_final_output(pictures, inputs, readout, "direct")
         basis = Basis.of(readout.span) if chosen == "prompts" else None
@@ -252,31 +260,6 @@ def _split_off_residual(
     values, lost = values[:, :-1], values[:, -1]
     whole = torch.einsum("r,brhw->bhw", coordinates, values) + lost
     return values, tuple((lost.flatten(1).norm(dim=1) / whole.flatten(1).norm(dim=1)).tolist())
-
-
-def choose_route(
-    method: Method, readout: TextReadout, embed_dim: int, route: Route
-) -> Literal["direct", "prompts", "axes"]:
-    """Choose how to make the maps of texts that are known, or check the choice that was made.
-
-    Raises:
-        InputError: Another route than the axes was asked of a method that is not linear.
-    """
-    if not method.is_linear:
-        if route in ("direct", "prompts"):
-            raise InputError(
-                f"route '{route}' was asked of method '{method.name}', which is not linear; such a method takes the "
-                "axes only; use route=axes or route=auto."
-            )
-        return "axes"
-    if isinstance(method, Occlusion) and route in ("auto", "prompts"):
-        return "axes"  # one sweep serves every text, so fewer directions would save nothing
-    if route != "auto":
-        return route
-    rank = len(Basis.of(readout.span))
-    n_rows: dict[Literal["direct", "prompts", "axes"], int]
-    n_rows = {"direct": readout.n_rows, "prompts": rank, "axes": embed_dim}
-    return min(n_rows, key=lambda way: n_rows[way])
 
 
 def explain(

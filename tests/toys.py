@@ -5,7 +5,8 @@ import hashlib
 import torch
 from torch import Tensor, nn
 
-from mapstack.images import MEDCLIP, Inputs, Preprocessing
+from mapstack.geometry import Geometry
+from mapstack.images import MEDCLIP, Inputs, Prepared, Preprocessing
 from mapstack.models import EmbeddingModel, TextTower
 
 SMALL_VISION = {
@@ -87,3 +88,11 @@ def random_inputs(n: int, model: EmbeddingModel, *, seed: int = 0) -> Inputs:
     std = torch.tensor(model.preprocessing.std, dtype=model.dtype)[:, None, None]
     digests = tuple(hashlib.sha256(str((seed, i)).encode()).hexdigest() for i in range(n))
     return Inputs((brightness - mean) / std, torch.ones(n, size, size, dtype=torch.bool), digests)
+
+
+def random_pictures(model: EmbeddingModel, n: int = 2) -> list[Prepared]:
+    """The same, one by one, as a job prepares them."""
+    inputs = random_inputs(n, model)
+    size = model.preprocessing.image_size
+    whole = Geometry((size, size), size, (0.0, 0.0, float(size), float(size)))
+    return [Prepared(inputs.pixel_values[i].float(), whole, inputs.sha256[i]) for i in range(n)]

@@ -8,14 +8,12 @@ from torch import Tensor
 
 from mapstack.basis import Basis
 from mapstack.errors import InputError, SpanError
-from mapstack.explainer import Explainer, Explanation, Route
-from mapstack.geometry import Geometry
-from mapstack.images import Prepared
+from mapstack.explainer import Explainer, Explanation
 from mapstack.methods import CaptumMethod, Gradient, GradientShap, IntegratedGradients, Method, Occlusion, Saliency
-from mapstack.models import EmbeddingModel
 from mapstack.prompts import TextGroup
+from mapstack.routes import Route
 from mapstack.stack import Stack
-from tests.toys import CurvedModel, LinearModel, random_inputs
+from tests.toys import CurvedModel, LinearModel, random_inputs, random_pictures
 
 LINEAR: list[Method] = [
     Gradient(),
@@ -34,13 +32,6 @@ MAXIMUM = (TextGroup("best", TEXTS, "max"),)
 linear_methods = pytest.mark.parametrize("method", LINEAR, ids=lambda each: each.name)
 
 
-def pictures(model: EmbeddingModel, n: int = 2) -> list[Prepared]:
-    inputs = random_inputs(n, model)
-    size = model.preprocessing.image_size
-    whole = Geometry((size, size), size, (0.0, 0.0, float(size), float(size)))
-    return [Prepared(inputs.pixel_values[i].float(), whole, inputs.sha256[i]) for i in range(n)]
-
-
 def maps_of(answers: list[Explanation]) -> Tensor:
     return torch.stack([answer.maps for answer in answers])
 
@@ -52,7 +43,7 @@ def test_the_three_routes_agree(method: Method, normalize: bool, dtype: torch.dt
     model = CurvedModel(embed_dim=12).to(dtype)
     explainer = Explainer(model, method, normalize=normalize)
     routes: list[Route] = ["axes", "prompts", "direct"]
-    axes, prompts, direct = (maps_of(explainer.explain(pictures(model), GROUPS, route)) for route in routes)
+    axes, prompts, direct = (maps_of(explainer.explain(random_pictures(model), GROUPS, route)) for route in routes)
     scale = axes.abs().amax(dim=(-2, -1), keepdim=True)
     assert ((prompts - axes).abs() / scale).max() <= tolerance
     assert ((direct - axes).abs() / scale).max() <= tolerance
@@ -71,8 +62,8 @@ def test_the_map_is_the_weighted_sum_of_the_rows() -> None:
 def test_prompt_order_and_batch_mates_do_not_matter(method: Method) -> None:
     model = CurvedModel()
     explainer = Explainer(model, method)
-    together = maps_of(explainer.explain(pictures(model), GROUPS, "axes"))
-    backwards = maps_of(explainer.explain(pictures(model)[::-1], GROUPS[::-1], "axes"))
+    together = maps_of(explainer.explain(random_pictures(model), GROUPS, "axes"))
+    backwards = maps_of(explainer.explain(random_pictures(model)[::-1], GROUPS[::-1], "axes"))
     torch.testing.assert_close(backwards.flip(0, 1), together)
 
 
@@ -85,7 +76,7 @@ def test_one_stack_serves_the_raw_and_the_normalised_embedding(method: Method) -
     directions = model.text.text_directions(TEXTS).double()
     for normalize in (True, False):
         expected = Explainer(model, method, normalize=normalize).explain(
-            pictures(model), [TextGroup(text, (text,)) for text in TEXTS], "direct"
+            random_pictures(model), [TextGroup(text, (text,)) for text in TEXTS], "direct"
         )
         for stack in (made_raw, made_normalised):
             found = stack.explaining(normalize=normalize).project(directions)
@@ -104,7 +95,9 @@ def test_completeness_is_reached_in_the_limit_and_its_residual_told() -> None:
     model = CurvedModel()
     residuals = []
     for n_steps in (1, 30):
-        (answer,) = Explainer(model, IntegratedGradients(n_steps=n_steps)).explain(pictures(model, 1), GROUPS, "axes")
+        (answer,) = Explainer(model, IntegratedGradients(n_steps=n_steps)).explain(
+            random_pictures(model, 1), GROUPS, "axes"
+        )
         assert answer.residual is not None
         assert answer.difference is not None
         torch.testing.assert_close(answer.maps.sum(dim=(-2, -1)) - answer.difference, answer.residual)
@@ -117,7 +110,7 @@ def test_completeness_is_reached_in_the_limit_and_its_residual_told() -> None:
 
 def test_the_difference_is_of_the_logit_and_the_baseline() -> None:
     model = CurvedModel()
-    (answer,) = Explainer(model, IntegratedGradients(n_steps=2)).explain(pictures(model, 1), GROUPS, "axes")
+    (answer,) = Explainer(model, IntegratedGradients(n_steps=2)).explain(random_pictures(model, 1), GROUPS, "axes")
     black = torch.full((1, 1, 16, 16), -model.preprocessing.mean[0] / model.preprocessing.std[0], dtype=torch.float64)
     direction = model.text.text_directions([TEXTS[0]])[0].double()
 
@@ -125,7 +118,7 @@ def test_the_difference_is_of_the_logit_and_the_baseline() -> None:
         embedding = model.embed_images(pixel_values)[0]
         return direction @ embedding / embedding.norm()
 
-    picture = pictures(model, 1)[0].pixel_values[None].double()
+    picture = random_pictures(model, 1)[0].pixel_values[None].double()
     assert answer.difference is not None
     torch.testing.assert_close(answer.logits[0], logit(picture))
     torch.testing.assert_close(answer.difference[0], logit(picture) - logit(black))
@@ -133,7 +126,7 @@ def test_the_difference_is_of_the_logit_and_the_baseline() -> None:
 
 def test_gradients_state_no_residual() -> None:
     model = CurvedModel()
-    (answer,) = Explainer(model, Gradient()).explain(pictures(model, 1), GROUPS)
+    (answer,) = Explainer(model, Gradient()).explain(random_pictures(model, 1), GROUPS)
     assert answer.residual is None
     assert answer.difference is None
     assert answer.completeness == "no"
@@ -144,9 +137,9 @@ def test_maximum_takes_the_winner_on_the_stack_and_the_true_maximum_directly() -
     each = [TextGroup(text, (text,)) for text in TEXTS]
     for method in (Gradient(), IntegratedGradients(n_steps=40)):
         explainer = Explainer(model, method)
-        singles = explainer.explain(pictures(model), each, "axes")
-        on_stack = explainer.explain(pictures(model), MAXIMUM, "axes")
-        direct = explainer.explain(pictures(model), MAXIMUM, "direct")
+        singles = explainer.explain(random_pictures(model), each, "axes")
+        on_stack = explainer.explain(random_pictures(model), MAXIMUM, "axes")
+        direct = explainer.explain(random_pictures(model), MAXIMUM, "direct")
         for single, winner, true in zip(singles, on_stack, direct, strict=True):
             assert winner.logits[0] == single.logits.max()
             torch.testing.assert_close(winner.maps[0], single.maps[single.logits.argmax()])
@@ -163,7 +156,7 @@ def test_maximum_takes_the_winner_on_the_stack_and_the_true_maximum_directly() -
 def test_the_conventional_route_takes_any_method_and_the_final_output() -> None:
     model = CurvedModel()
     groups = (*GROUPS, *MAXIMUM)
-    picture = pictures(model, 1)
+    picture = random_pictures(model, 1)
     (answer,) = Explainer(model, Saliency(), normalize=False).explain_conventionally(picture, groups)
     pixel_values = picture[0].pixel_values[None].double().requires_grad_()
     embedding = model.embed_images(pixel_values)[0]
@@ -180,11 +173,11 @@ def test_the_conventional_route_takes_any_method_and_the_final_output() -> None:
 def test_a_method_that_is_not_linear_takes_the_axes_only() -> None:
     model = CurvedModel()
     explainer = Explainer(model, Saliency())
-    (answer,) = explainer.explain(pictures(model, 1), GROUPS)
+    (answer,) = explainer.explain(random_pictures(model, 1), GROUPS)
     assert (answer.route, answer.is_linear) == ("axes", False)
     for route in ("direct", "prompts"):
         with pytest.raises(InputError, match=rf"route '{route}' was asked of method 'saliency', which is not linear"):
-            explainer.explain(pictures(model, 1), GROUPS, route)  # type: ignore[arg-type]
+            explainer.explain(random_pictures(model, 1), GROUPS, route)  # type: ignore[arg-type]
     basis = Basis.of(model.text.text_directions(TEXTS).double())
     with pytest.raises(InputError, match=r"'saliency' is not linear; only the axes make its stack"):
         explainer.stack(random_inputs(1, model), basis)
@@ -194,9 +187,9 @@ def test_auto_takes_the_way_of_fewest_rows() -> None:
     model = CurvedModel(embed_dim=3)
     explainer = Explainer(model, Gradient())
     many = [TextGroup(text, (text,)) for text in TEXTS]
-    assert explainer.explain(pictures(model, 1), many[:2])[0].route == "direct"
-    assert explainer.explain(pictures(model, 1), many)[0].route == "prompts"  # rank 3 below 4 texts
-    assert Explainer(model, Occlusion(4, 4)).explain(pictures(model, 1), many[:1])[0].route == "axes"
+    assert explainer.explain(random_pictures(model, 1), many[:2])[0].route == "direct"
+    assert explainer.explain(random_pictures(model, 1), many)[0].route == "prompts"  # rank 3 below 4 texts
+    assert Explainer(model, Occlusion(4, 4)).explain(random_pictures(model, 1), many[:1])[0].route == "axes"
 
 
 def test_a_basis_is_orthonormal_and_knows_its_span() -> None:
@@ -274,10 +267,10 @@ def test_the_missing_share_is_what_the_residual_shows() -> None:
 def test_smaller_maps_are_area_sums() -> None:
     model = CurvedModel()
     method = IntegratedGradients(n_steps=2)
-    full = maps_of(Explainer(model, method).explain(pictures(model), GROUPS, "axes"))
+    full = maps_of(Explainer(model, method).explain(random_pictures(model), GROUPS, "axes"))
     for inner in (method, Occlusion(4, 4)):
-        full = maps_of(Explainer(model, inner).explain(pictures(model), GROUPS, "axes"))
-        small = maps_of(Explainer(model, inner, map_size=8).explain(pictures(model), GROUPS, "axes"))
+        full = maps_of(Explainer(model, inner).explain(random_pictures(model), GROUPS, "axes"))
+        small = maps_of(Explainer(model, inner, map_size=8).explain(random_pictures(model), GROUPS, "axes"))
         by_hand = full[..., 0::2, 0::2] + full[..., 1::2, 0::2] + full[..., 0::2, 1::2] + full[..., 1::2, 1::2]
         torch.testing.assert_close(small, by_hand)
 

@@ -13,10 +13,11 @@ import pytest
 import torch
 
 from mapstack.config import make_method_from
-from mapstack.explainer import Explainer, Route
+from mapstack.explainer import Explainer
 from mapstack.images import decode, prepare
 from mapstack.models import EmbeddingModel
 from mapstack.prompts import TextGroup
+from mapstack.routes import Route
 from mapstack.store import Store
 from mapstack.stored_stack import read_basis, read_stack
 from tests.train_like.jobs import Ended, record_bytes, samples, write_shard
