@@ -67,8 +67,12 @@ def _append(fd: int, line: bytes) -> None:
     os.fsync(fd)
 
 
-def read_failures(folder: Path) -> tuple[list[Failure], list[int]]:
+def read_failures(folder: Path, *, is_in_work: bool = False) -> tuple[list[Failure], list[int]]:
     """Read errors.jsonl.
+
+    Args:
+        folder: The store.
+        is_in_work: A job may be writing: a last line without its newline is not there yet.
 
     Returns:
         The failures in the order of the file (a key comes again when a later run failed on it again), and the numbers,
@@ -81,6 +85,8 @@ def read_failures(folder: Path) -> tuple[list[Failure], list[int]]:
     failures: list[Failure] = []
     bad_lines: list[int] = []
     for number, (_, line) in enumerate(iter_lines(content), start=1):
+        if is_in_work and not line.endswith(b"\n"):
+            continue
         fields = decode_line(line)
         if fields is None:
             bad_lines.append(number)

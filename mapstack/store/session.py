@@ -213,8 +213,17 @@ def _start(
     counted = tally(folder)
     failed = _failed(folder, counted)
     totals = Totals(expected, len(counted.done), len(failed), counted.n_bytes)
-    write_manifest(folder, {**plain, "complete": False, "totals": asdict(totals)})
+    write_manifest(folder, {**plain, "complete": _stays_complete(folder, totals), "totals": asdict(totals)})
     return StoreSession(folder, next_run(folder), counted.done, failed, recovered, discarded, lock)
+
+
+def _stays_complete(folder: Path, totals: Totals) -> bool:
+    """Whether a store that was complete lacks nothing: a job that finds nothing to do must not leave it incomplete."""
+    if totals.expected is None or not (folder / MANIFEST).exists():
+        return False
+    stored = read_manifest(folder)
+    before = stored["totals"]["expected"]
+    return bool(stored["complete"]) and totals.expected <= before <= totals.done + totals.failed
 
 
 def _failed(folder: Path, counted: Tally) -> frozenset[str]:

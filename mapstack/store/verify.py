@@ -67,7 +67,7 @@ def verify(folder: str | os.PathLike[str], progress: Progress | None = None) -> 
         check.basis(manifest["basis_sha256"])
         for part in list_parts(folder):
             check.part(part)
-        failed = check.failures()
+        failed = check.failures(is_in_work=not manifest["complete"])
     expected = manifest["totals"]["expected"]
     n_accounted = len(check.done | failed | check.damaged_keys)
     return Verification(
@@ -99,8 +99,8 @@ class _Check:
             except StoreError as error:
                 self.damaged.append(("basis.npy", str(error)))
 
-    def failures(self) -> set[str]:
-        failures, bad_lines = read_failures(self._folder)
+    def failures(self, *, is_in_work: bool) -> set[str]:
+        failures, bad_lines = read_failures(self._folder, is_in_work=is_in_work)
         self.damaged += [(ERRORS, f"line {number} is torn or damaged") for number in bad_lines]
         return {failure.key for failure in failures}
 

@@ -126,6 +126,17 @@ def test_a_recovery_that_is_itself_interrupted_is_done_again(interrupted, clean_
     assert recover(interrupted).n_parts == 0
 
 
+def test_a_complete_store_stays_complete_while_a_job_looks_for_work(tmp_path: Path, manifest, write_store):
+    """Else a power cut at that moment would take back what was acknowledged."""
+    folder = write_store(tmp_path / "store", ["a", "b"])
+    for expected, is_complete in ((2, True), (1, True), (3, False)):
+        with open_store_for_writing(folder, manifest, expected=expected) as session:
+            assert Store(folder).manifest["complete"] is is_complete
+            finish(session, 2)
+    with open_store_for_writing(folder, manifest):
+        assert Store(folder).manifest["complete"] is False  # nobody has counted
+
+
 def test_a_resumed_run_computes_only_what_is_missing_and_equals_a_clean_one(
     interrupted, tmp_path, manifest, sample, write_store
 ):

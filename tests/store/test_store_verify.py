@@ -112,12 +112,19 @@ def test_a_store_in_work_is_counted_without_its_unfinished_end(tmp_path: Path, m
         writer.write("a", sample(0), {})
         writer.commit()
         writer.write("b", sample(1), {})
-        with (folder / f"{STEM}.jsonl").open("ab") as journal:
-            journal.write(b'{"key":"b"')
+        for name in (f"{STEM}.jsonl", "errors.jsonl"):
+            with (folder / name).open("ab") as lines:
+                lines.write(b'{"key":"b"')
         result = verify(folder)
         (folder / f"{STEM}.jsonl").write_bytes((folder / f"{STEM}.jsonl").read_bytes()[:-10])
     assert (result.n_done, result.n_missing, result.damaged, result.unsealed) == (1, 2, (), (STEM,))
     assert not result.is_sound
+
+
+def test_a_torn_line_of_a_complete_store_is_damage(folder: Path):
+    with (folder / "errors.jsonl").open("ab") as lines:
+        lines.write(b'{"key":"b"')
+    assert verify(folder).damaged[-1] == ("errors.jsonl", "line 2 is torn or damaged")
 
 
 def test_without_an_expected_count_nothing_is_called_sound(tmp_path: Path, manifest):
