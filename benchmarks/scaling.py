@@ -40,7 +40,7 @@ N_SAMPLES = 24
 
 def inputs_of(model: EmbeddingModel, n: int) -> Inputs:
     """Return so many phantoms, prepared."""
-    pictures = [prepare(from_array(phantom(seed).image), model.preprocessing) for seed in range(n)]
+    pictures = [prepare(from_array(phantom(seed).pixels), model.preprocessing) for seed in range(n)]
     return Explainer(model, Gradient()).cast(collate(pictures))
 
 

@@ -256,7 +256,7 @@ def main(arguments: list[str]) -> int:
         print(__doc__)
         return 2
     model = full_size_model().to(device)
-    picture = prepare(from_array(phantom(0).image), model.preprocessing)
+    picture = prepare(from_array(phantom(0).pixels), model.preprocessing)
     bench = Bench(model, Explainer(model, Gradient()).cast(collate([picture])), rows)
     print("| for one picture | ours s | Captum s | ratio | error | cosine |\n|---|---|---|---|---|---|")
     answers = []

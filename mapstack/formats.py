@@ -2,7 +2,8 @@
 
 A file is read by these rules, the same offline and online:
 
-- Only PNG and JPEG, known by their first bytes and never by a name; any other format is refused.
+- Only PNG and JPEG, known by their first bytes and never by a name; any other format is refused. DICOM is read by
+  `mapstack.dicom`, where the caller allows it.
 - The header is read first: too many pixels, or an extreme shape, is refused before a pixel is decoded.
 - A truncated or damaged file is refused. So is one with several frames (animated PNG, multi-picture JPEG): which
   frame is the radiograph would be a guess.
@@ -56,6 +57,8 @@ _MAX_PARTS = 4096
 _MIN_CHUNK_BYTES = 1024
 _START_OF_SCAN = 0xDA
 _MARKERS_WITH_LENGTH = frozenset((*range(0xC0, 0xD0), *range(0xDA, 0xF0), 0xFE)) - {0xC8}
+_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+_EXTENSIONS = frozenset((0xE1, 0xE2))  # where EXIF and the list of several pictures are
 _EXIF_ORIENTATION = 0x0112
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -66,6 +69,9 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_SIDEWAYS = [_UPRIGHT[orientation] for orientation in (5, 6, 7, 8)]
+_END_OF_IMAGE = b"\xff\xd9"
+_STRAY_BYTES = 65_536  # that may stand behind the end of a JPEG
 
 
 def open_upright(data: bytes, max_pixels: int) -> Image.Image:
@@ -79,17 +85,62 @@ def open_upright(data: bytes, max_pixels: int) -> Image.Image:
     """
     file_format = _format_of(data)
     with _parsing(data, file_format):
-        if file_format == "PNG":
-            _check_chunks(data)
-        else:
-            _check_markers(data)
-        image = _OPENERS[file_format](io.BytesIO(data))
-        check_shape(image.height, image.width, max_pixels)
-        _check_kind(image, data, file_format)
+        image = _open(data, file_format, max_pixels)
         image.load()
         turn = _UPRIGHT.get(image.getexif().get(_EXIF_ORIENTATION, 1))
         image = _to_grey_or_rgb(image)
     return image if turn is None else image.transpose(turn)
+
+
+def read_size(data: bytes, max_pixels: int) -> tuple[int, int]:
+    """Read (height, width) of the upright picture, by the same rules, without decoding a pixel.
+
+    Raises:
+        ImageError: The bytes are no PNG or JPEG, are refused by one of the rules, or end early.
+    """
+    file_format = _format_of(data)
+    with _parsing(data, file_format):
+        if file_format == "JPEG" and data.rfind(_END_OF_IMAGE, -_STRAY_BYTES) < 0:
+            raise ValueError("a JPEG has no end")
+        size = _plain_jpeg_size(data) if file_format == "JPEG" else None
+        if size is not None:
+            check_shape(*size, max_pixels)
+            return size
+        image = _open(data, file_format, max_pixels)
+        # Pillow decodes a PNG to look for EXIF behind its pixels.
+        has_exif = file_format == "JPEG" or b"eXIf" in data or b"Raw profile type" in data
+        turn = _UPRIGHT.get(image.getexif().get(_EXIF_ORIENTATION, 1)) if has_exif else None
+    return (image.width, image.height) if turn in _SIDEWAYS else (image.height, image.width)
+
+
+def _plain_jpeg_size(data: bytes) -> tuple[int, int] | None:
+    """Read the size of a JPEG that has neither EXIF nor several pictures, several times faster than Pillow.
+
+    Source:
+        ITU-T T.81, B.2.2: frame header.
+    """
+    size = None
+    for at in _segments(data):
+        kind = data[at + 1]
+        if kind in _EXTENSIONS:
+            return None
+        if kind in _FRAMES:
+            size = int.from_bytes(data[at + 5 : at + 7], "big"), int.from_bytes(data[at + 7 : at + 9], "big")
+            if data[at + 4] != 8 or data[at + 9] not in (1, 3, 4):
+                return None
+    return size
+
+
+def _open(data: bytes, file_format: str, max_pixels: int) -> Image.Image:
+    """Read the header and refuse by it."""
+    if file_format == "PNG":
+        _check_chunks(data)
+    else:
+        _check_markers(data)
+    image = _OPENERS[file_format](io.BytesIO(data))
+    check_shape(image.height, image.width, max_pixels)
+    _check_kind(image, data, file_format)
+    return image
 
 
 def _format_of(data: bytes) -> str:
@@ -175,6 +226,17 @@ def _check_markers(data: bytes) -> None:
     Raises:
         ValueError: Too many segments and stray bytes come before the scan.
         IndexError: The file ends before the scan.
+    """
+    for _ in _segments(data):
+        pass
+
+
+def _segments(data: bytes) -> Iterator[int]:
+    """Say where each marker before the scan stands.
+
+    Raises:
+        ValueError: Too many segments and stray bytes come before the scan.
+        IndexError: The file ends before the scan.
 
     Source:
         ITU-T T.81, B.1.1: a marker is 0xFF and its kind, after any number of further 0xFF.
@@ -187,6 +249,7 @@ def _check_markers(data: bytes) -> None:
         elif kind == _START_OF_SCAN:
             return
         else:
+            yield at
             at += 2 + (int.from_bytes(data[at + 2 : at + 4], "big") if kind in _MARKERS_WITH_LENGTH else 0)
     raise ValueError("a JPEG has too much before its scan")
 

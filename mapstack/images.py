@@ -14,11 +14,14 @@ from jaxtyping import Bool, Float
 from PIL import Image
 from torch import Tensor
 
+from mapstack.dicom import DicomRule, is_dicom, open_dicom
 from mapstack.errors import ConfigError, ImageError, InputError
 from mapstack.formats import MAX_SIDE_PX, check_shape, open_upright, to_eight_bits
 from mapstack.geometry import Geometry
 
 Box = tuple[float, float, float, float]
+
+_DICOM = DicomRule()
 
 
 @dataclass(frozen=True)
@@ -185,24 +188,31 @@ class Inputs:
         return Inputs(self.pixel_values[index], self.content[index], tuple(self.sha256[i] for i in index))
 
 
-def decode(data: bytes, *, max_pixels: int = 50_000_000) -> Picture:
-    """Read a PNG or JPEG file's bytes by the rules of `mapstack.formats`.
+def decode(data: bytes, *, max_pixels: int = 50_000_000, dicom: DicomRule | None = None) -> Picture:
+    """Read a PNG or JPEG file's bytes by the rules of `mapstack.formats`, or a DICOM file's by those of `.dicom`.
 
     Args:
         data: The whole file.
         max_pixels: Most pixels (height x width) that are decoded.
+        dicom: What of DICOM is accepted; None for nothing.
 
     Raises:
         ImageError: The bytes are no PNG or JPEG, or are refused by one of the rules.
+        ConfigError: The file is DICOM, and what reads it is not installed.
     """
-    return Picture(open_upright(data, max_pixels), hashlib.sha256(data).hexdigest())
+    if dicom is not None and is_dicom(data):
+        image = open_dicom(data, max_pixels, dicom)
+    else:
+        image = open_upright(data, max_pixels)
+    return Picture(image, hashlib.sha256(data).hexdigest())
 
 
-def read(path: str | os.PathLike[str], *, max_pixels: int = 50_000_000) -> Picture:
-    """Read a PNG or JPEG file; see `decode`.
+def read(path: str | os.PathLike[str], *, max_pixels: int = 50_000_000, dicom: DicomRule | None = _DICOM) -> Picture:
+    """Read a PNG, JPEG or DICOM file; see `decode`.
 
     Raises:
         ImageError: The file cannot be opened, or `decode` refuses it.
+        ConfigError: The file is DICOM, and what reads it is not installed.
     """
     try:
         data = Path(path).read_bytes()
@@ -211,7 +221,7 @@ def read(path: str | os.PathLike[str], *, max_pixels: int = 50_000_000) -> Pictu
             f"picture {os.fspath(path)!r} cannot be opened ({error.strerror}); it must be a readable file; "
             "correct the path."
         ) from error
-    return decode(data, max_pixels=max_pixels)
+    return decode(data, max_pixels=max_pixels, dicom=dicom)
 
 
 def from_array(values: npt.NDArray[Any]) -> Picture:

@@ -1,10 +1,12 @@
 """The configurations of the other commands, read as the extraction's are."""
 
+import re
 from dataclasses import dataclass, field
 from typing import Any
 
 from mapstack.config import DataConfig, ModelConfig, PromptsConfig, make_method_from
 from mapstack.config_files import at_least, one_of
+from mapstack.dataset_configs import DATASETS, DatasetConfig
 from mapstack.errors import ConfigError
 
 
@@ -42,27 +44,41 @@ class ShardsConfig:
     """Which samples `shards` writes, and where.
 
     Attributes:
-        source: "phantom" for synthetic X-rays.
+        source: "phantom" for synthetic X-rays, or one of `mapstack.dataset_configs.DATASETS`.
+        dataset: Where the dataset is and which of its samples are taken; not of phantoms.
         output: Folder of the shards.
         name: Their name before the number.
-        n_samples: How many samples.
-        n_per_shard: Samples a shard.
+        n_samples: How many samples: of phantoms so many (None for 16), of a dataset so many at random (None for all).
+        n_per_shard: Samples a shard; a dataset's shards are written side by side.
+        n_workers: Processes that read a dataset; None for one more than there are cores, since each waits for the disk
+            at the end of its shard.
         size: Side of a phantom [px].
-        seed: Seed of the phantoms.
+        list_files: Write no shards but the list of the picture files that they need, for a download.
+        overwrite: Replace shards of the same name that were made otherwise.
+        seed: Seed of the phantoms, and of the choice of samples.
     """
 
     source: str = "phantom"
+    dataset: DatasetConfig = field(default_factory=DatasetConfig)
     output: str = "shards"
     name: str = "phantom"
-    n_samples: int = 16
+    n_samples: int | None = None
     n_per_shard: int = 4
+    n_workers: int | None = None
     size: int = 320
+    list_files: bool = False
+    overwrite: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
-        one_of("source", self.source, ("phantom",))
-        for key in ("n_samples", "n_per_shard"):
+        one_of("source", self.source, ("phantom", *DATASETS))
+        for key in ("n_samples", "n_per_shard", "n_workers"):
             at_least(key, getattr(self, key), 1)
+        if not re.fullmatch(r"[A-Za-z0-9_-]{1,80}", self.name):
+            raise ConfigError(
+                f"name is '{self.name}'; it is 1 to 80 letters, digits, '-' and '_', since files are named by it; "
+                "correct it."
+            )
 
 
 @dataclass
@@ -70,12 +86,20 @@ class WeightsConfig:
     """Which checkpoint `weights` writes, and where.
 
     Attributes:
-        source: "random" for untrained weights in the official layout.
+        source: "random" for untrained weights in the official layout; "official" for MedCLIP's own.
         model: A name of `mapstack.models`.
         output: The checkpoint folder.
         vision: Sizes of the image tower (`SwinConfig` arguments); empty for the official ones.
         text: Sizes of the text tower (`BertConfig` arguments); empty for the official ones.
-        seed: Seed of the weights.
+        seed: Seed of random weights.
+        weights: Of official weights, the zip: its URL, or its path once it is on this machine.
+        weights_sha256: Its sha256; None takes what comes and prints it.
+        vocabulary: The tokenizer's vocab.txt: its URL or path.
+        vocabulary_sha256: Its sha256; None takes what comes and prints it.
+        golden: Of official weights, cosines that a fixed phantom has with fixed sentences; empty prints them.
+        cache: Folder of the downloads, which are resumed there.
+        timeout_s: How long the server may stay silent [s].
+        n_tries: How often a download that breaks off is taken up again.
     """
 
     source: str = "random"
@@ -84,10 +108,24 @@ class WeightsConfig:
     vision: dict[str, Any] = field(default_factory=dict)
     text: dict[str, Any] = field(default_factory=dict)
     seed: int = 0
+    weights: str = ""
+    weights_sha256: str | None = None
+    vocabulary: str = ""
+    vocabulary_sha256: str | None = None
+    golden: list[float] = field(default_factory=list)
+    cache: str = "model_store/downloads"
+    timeout_s: float = 60.0
+    n_tries: int = 8
 
     def __post_init__(self) -> None:
-        one_of("source", self.source, ("random",))
+        one_of("source", self.source, ("random", "official"))
         one_of("model", self.model, ("medclip-vit", "medclip-resnet50"))
+        at_least("n_tries", self.n_tries, 1)
+        at_least("timeout_s", self.timeout_s, 0.1)
+        for key in ("weights_sha256", "vocabulary_sha256"):
+            pinned = getattr(self, key)
+            if pinned is not None and not re.fullmatch("[0-9a-f]{64}", pinned):
+                raise ConfigError(f"{key} is '{pinned}'; a sha256 has 64 hexadecimal digits; correct it.")
 
 
 @dataclass

@@ -20,7 +20,11 @@ SCHEMAS: dict[str, type] = {
     "paper": Config,
     "figures": FiguresConfig,
     "phantom_shards": ShardsConfig,
+    **{f"{name}_shards": ShardsConfig for name in ("mimic_cxr", "ms_cxr", "chexlocalize", "nih", "vindr", "rsna")},
+    "folder_shards": ShardsConfig,
     "random_weights": WeightsConfig,
+    "medclip_vit_weights": WeightsConfig,
+    "medclip_resnet50_weights": WeightsConfig,
     "phantom_fit": FitConfig,
     "evaluate": EvaluateConfig,
 }

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from mapstack.errors import ImageError
+from mapstack.formats import read_size
 from mapstack.images import decode, from_array
 from tests.picture_files import encode, pixels, png_chunk, random_image, raw_png
 
@@ -223,3 +224,35 @@ def test_a_warning_of_pillow_does_not_leak():
     with pytest.warns(UserWarning, match="Invalid APNG"):
         Image.open(io.BytesIO(data))
     assert pixels(decode(data)).tolist() == [[7, 9]]
+
+
+# --- the size alone ---
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "CMYK"])
+@pytest.mark.parametrize("orientation", [None, 1, 3, 6, 8])
+def test_the_size_is_that_of_the_decoded_picture(mode, orientation):
+    exif = Image.Exif()
+    if orientation is not None:
+        exif[0x0112] = orientation
+    for file_format in ("PNG", "JPEG") if mode != "CMYK" else ("JPEG",):
+        options = {} if orientation is None else {"exif": exif}
+        data = encode(random_image(mode, 24, 17), file_format, **options)
+        assert read_size(data, 50_000_000) == decode(data).size
+
+
+def test_the_size_of_what_decoding_refuses_is_refused():
+    for data in (
+        encode(random_image("L"), "PNG", save_all=True, append_images=[random_image("L", seed=1)]),
+        encode(random_image("L"), "MPO", save_all=True, append_images=[random_image("L", seed=1)]),
+        raw_png(7072, 7072, 8, 0, b""),
+        encode(random_image("L"))[:-1],
+        encode(random_image("L"), "JPEG")[:-1],
+        encode(random_image("L"), "JPEG")[:300],
+        b"GIF89a",
+        b"",
+    ):
+        with pytest.raises(ImageError):
+            read_size(data, 50_000_000)
+    with pytest.raises(ImageError, match="at most 407 pixels"):
+        read_size(encode(random_image("L", 24, 17), "JPEG"), 407)

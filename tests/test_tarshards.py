@@ -87,6 +87,17 @@ def test_the_same_samples_give_the_same_bytes(shards: list[Path], tmp_path: Path
     assert [path.read_bytes() for path in again] == [path.read_bytes() for path in shards]
 
 
+def test_the_tar_is_what_tarfile_writes(shards: list[Path]) -> None:
+    for path in shards:
+        buffer = io.BytesIO()
+        with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+            for name, content in read(path).items():
+                member = tarfile.TarInfo(name)
+                member.size = len(content)
+                tar.addfile(member, io.BytesIO(content))
+        assert path.read_bytes() == buffer.getvalue()
+
+
 def test_the_tar_names_no_time_and_no_user(shards: list[Path]) -> None:
     with tarfile.open(shards[0]) as tar:
         for member in tar:
@@ -169,7 +180,7 @@ def test_a_key_that_comes_twice_is_refused(n_per_shard: int, tmp_path: Path) -> 
 
 
 def test_wrong_arguments_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="suffix 'gif' of key 'a' is unknown; choose one of png, jpg"):
+    with pytest.raises(InputError, match="suffix 'gif' of key 'a' is unknown; choose one of png, jpg, dcm"):
         write_shards([toy(suffix="gif")], tmp_path, "x", 4)
     with pytest.raises(InputError, match="n_per_shard 0 is too small; "):
         write_shards([toy()], tmp_path, "x", 0)

@@ -39,7 +39,7 @@ class BackgroundWriter:
     """What one rank writes into a store that is open for writing, while the caller computes the next batch.
 
     One thread writes, in the order of the batches; nobody else has the `StoreWriter`. Others pack for it. At most one
-    batch is in flight, so that the memory is that of two: the one in flight and the one that is being computed.
+    batch is being written, so that the memory is that of two: that one, and the one that is being computed or packed.
 
     An error of a thread is raised once, by the next call of `submit`, `flush` or `close`, and closes the writer.
     Nothing interrupts a thread: whatever ends the caller, the batch in flight is finished or the process is gone, and
@@ -78,13 +78,15 @@ class BackgroundWriter:
             StoreError: The batch before could not be written, or the writer is closed.
             MapstackError: What else the batch before raised.
         """
+        # Packed while the batch before is on its way to the disk.
+        packing = [] if self._is_closed else [self._packers.submit(self._pack, result) for result in batch]
         self.flush()
         if self._is_closed:
             raise StoreError(
                 f"the writer of stack store '{self._folder}' is closed; nothing follows what it has sealed; open the "
                 "store again to resume."
             )
-        self._in_flight = self._thread.submit(self._write, batch)
+        self._in_flight = self._thread.submit(self._write, packing)
 
     def flush(self) -> None:
         """Wait until the batch in flight is durable.
@@ -122,10 +124,10 @@ class BackgroundWriter:
             self._packers.shutdown()
             seal.result()
 
-    def _write(self, batch: Sequence[Record | Failure]) -> Stored:
+    def _write(self, packing: list[Future[Packed | Failure]]) -> Stored:
         stored = Stored()
-        for result in self._packers.map(self._pack, batch):
-            stored += self._write_one(result)
+        while packing:  # what is written is let go of
+            stored += self._write_one(packing.pop(0).result())
         self._writer.commit()
         return stored
 

@@ -5,12 +5,12 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from mapstack.dicom import DicomRule
 from mapstack.errors import ImageError
 from mapstack.images import Inputs, Prepared, Preprocessing, collate, decode, prepare
 from mapstack.store import Failure
+from train_like.index import IMAGE_SUFFIXES
 from train_like.source import Sample
-
-_READABLE = ("png", "jpg", "jpeg")
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,16 +42,22 @@ class Batch:
         return self if self.inputs is None else replace(self, inputs=self.inputs.to(device))
 
 
-def prepare_item(sample: Sample, preprocessing: Preprocessing) -> Item:
+def prepare_item(sample: Sample, preprocessing: Preprocessing, *, accept_burned_in: bool = False) -> Item:
     """Decode and preprocess one sample.
+
+    Args:
+        sample: As `train_like.source` yields it.
+        preprocessing: The model's.
+        accept_burned_in: See `mapstack.config.DataConfig`.
 
     Raises:
         ImageError: The picture is refused, or of a kind that is not read.
     """
-    image = next((sample[suffix] for suffix in _READABLE if suffix in sample), None)
+    image = next((sample[suffix] for suffix in IMAGE_SUFFIXES if suffix in sample), None)
     if image is None:
-        raise ImageError("sample has no .png, .jpg or .jpeg; other pictures are not read; convert it.")
-    return Item(sample["__key__"], sample["__url__"], prepare(decode(image), preprocessing))
+        raise ImageError("sample has no .png, .jpg, .jpeg or .dcm; other pictures are not read; convert it.")
+    picture = decode(image, dicom=DicomRule(accept_burned_in))
+    return Item(sample["__key__"], sample["__url__"], prepare(picture, preprocessing))
 
 
 def collate_items(items: Sequence[Item | Failure], batch_size: int) -> Batch:

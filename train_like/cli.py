@@ -30,7 +30,8 @@ _COMMANDS = {
     ),
     "shards": ("train_like.make_shards:make_shards", "job_configs:ShardsConfig", "datasets in"),
     "fit": ("train_like.fit:fit", "job_configs:FitConfig", "train the demo model on phantoms"),
-    "weights": ("train_like.make_weights:make_weights", "job_configs:WeightsConfig", "a checkpoint folder"),
+    "weights": ("train_like.weights:fetch_weights", "job_configs:WeightsConfig", "a checkpoint folder"),
+    "doctor": ("train_like.doctor:examine", "config:Config", "what this machine can do with a planned run"),
 }
 
 

@@ -41,7 +41,11 @@ class ShardData(lightning.LightningDataModule):
             raise RuntimeError("the loader belongs to a trainer, which knows the rank; pass the data module to one.")
         return sample_pipeline(
             self.entries,
-            prepare=partial(prepare_item, preprocessing=self._preprocessing),
+            prepare=partial(
+                prepare_item,
+                preprocessing=self._preprocessing,
+                accept_burned_in=self._config.accept_burned_in,
+            ),
             collate=partial(collate_items, batch_size=self._config.batch_size),
             batch_size=self._config.batch_size,
             num_workers=self._config.num_workers,

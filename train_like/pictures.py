@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mapstack.config import DataConfig
+from mapstack.dicom import DicomRule
 from mapstack.errors import ShardError
 from mapstack.images import Picture, decode
 from train_like.index import IMAGE_SUFFIXES, Entry, expand_shards, index_shards
@@ -26,6 +27,7 @@ class ShardPictures:
         index = index_shards(expand_shards(config.shards, config.allowed_schemes), duplicates="first")
         self._entries = {entry.key: entry for entry in index.entries}
         self.problems = index.problems
+        self._dicom = DicomRule(config.accept_burned_in)
 
     def entries(self) -> list[Entry]:
         """Return the samples in the order of the shards."""
@@ -47,7 +49,8 @@ class ShardPictures:
     def read_picture(self, key: str) -> Picture:
         """Read the picture of a sample."""
         sample = self.read_sample(key)
-        return decode(next(sample[suffix] for suffix in IMAGE_SUFFIXES if suffix in sample))
+        data = next(sample[suffix] for suffix in IMAGE_SUFFIXES if suffix in sample)
+        return decode(data, dicom=self._dicom)
 
     def read_boxes(self, key: str) -> list[tuple[int, int, int, int]]:
         """Read the boxes of a sample's findings: (row0, column0, row1, column1), half-open, original-image frame."""

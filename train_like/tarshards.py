@@ -32,7 +32,7 @@ class Sample:
     Args:
         key: Its name, 1 to 80 letters, digits, "-" and "_": WebDataset splits a member's name at the first dot.
         image: The image file's bytes.
-        suffix: Its format, png or jpg.
+        suffix: Its format, png, jpg or dcm.
         info: What KEY.json says: any of `labels`, `report`, `findings: [{label, prompt, box}]`. The sha256 is added.
         masks: For each label, True where it is seen, original-image frame; empty where nothing is known.
     """
@@ -59,7 +59,8 @@ def write_shards(samples: Iterable[Sample], folder: Path, name: str, n_per_shard
         Where the shards are, in order.
 
     Raises:
-        InputError: A key is malformed or comes twice, the suffix is neither png nor jpg, or `n_per_shard` is below 1.
+        InputError: A key is malformed or comes twice, the suffix is none of png, jpg and dcm, or `n_per_shard` is
+            below 1.
         ShardError: The folder holds more shards of this name than were written now.
     """
     if n_per_shard < 1:
@@ -70,7 +71,7 @@ def write_shards(samples: Iterable[Sample], folder: Path, name: str, n_per_shard
     remaining = iter(samples)
     for first in remaining:
         shards.append(_shard_path(folder, name, len(shards)))
-        _write_shard(chain([first], islice(remaining, n_per_shard - 1)), shards[-1], seen)
+        write_shard(chain([first], islice(remaining, n_per_shard - 1)), shards[-1], seen)
     leftover = _shard_path(folder, name, len(shards))
     if leftover.exists():
         raise ShardError(
@@ -110,18 +111,32 @@ def _shard_path(folder: Path, name: str, number: int) -> Path:
     return folder / f"{name}-{number:06d}.tar"
 
 
-def _write_shard(samples: Iterable[Sample], path: Path, seen: set[str]) -> None:
+def write_shard(samples: Iterable[Sample], path: Path, seen: set[str]) -> None:
+    """Write one shard; it gets its name when it is whole and durable.
+
+    Args:
+        samples: In the order in which they are written, one in memory at a time.
+        path: The shard.
+        seen: Keys that other shards hold; those of this one are added.
+
+    Raises:
+        InputError: A key is malformed or comes twice, or the suffix is unknown.
+    """
     partial = path.with_name(path.name + ".partial")
     try:
         with partial.open("wb") as file:
-            with tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
-                for sample in samples:
-                    _check(sample, seen)
-                    for suffix, content in _members(sample).items():
-                        # A bare TarInfo has time, user and group 0: the bytes depend on the samples only.
-                        member = tarfile.TarInfo(f"{sample.key}.{suffix}")
-                        member.size = len(content)
-                        tar.addfile(member, io.BytesIO(content))
+            for sample in samples:
+                _check(sample, seen)
+                for suffix, content in _members(sample).items():
+                    # A bare TarInfo has time, user and group 0: the bytes depend on the samples only.
+                    member = tarfile.TarInfo(f"{sample.key}.{suffix}")
+                    member.size = len(content)
+                    # By hand, since `TarFile.addfile` copies a picture in pieces of 16 KiB.
+                    file.write(member.tobuf(tarfile.USTAR_FORMAT))
+                    file.write(content)
+                    file.write(bytes(-len(content) % tarfile.BLOCKSIZE))
+            file.write(bytes(2 * tarfile.BLOCKSIZE))
+            file.write(bytes(-file.tell() % tarfile.RECORDSIZE))
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
@@ -159,6 +174,6 @@ def _check(sample: Sample, seen: set[str]) -> None:
         )
     if sample.key in seen:
         raise InputError(f"key '{sample.key}' comes twice; a key names one sample of a data set; rename one of them.")
-    if sample.suffix not in ("png", "jpg"):
-        raise InputError(f"suffix '{sample.suffix}' of key '{sample.key}' is unknown; choose one of png, jpg.")
+    if sample.suffix not in ("png", "jpg", "dcm"):
+        raise InputError(f"suffix '{sample.suffix}' of key '{sample.key}' is unknown; choose one of png, jpg, dcm.")
     seen.add(sample.key)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-READING = [f"R{number}" for number in range(1, 15) if number != 13]
+READING = [f"R{number}" for number in range(1, 15)]
 WRITING = [f"W{number}" for number in range(1, 12)]
 
 

@@ -115,21 +115,21 @@ def test_handing_over_waits_for_the_batch_before_and_not_for_its_own(
     assert len(Store(session.folder)) == 0
     assert writer.stored == Stored()
 
-    committed_at_packing: list[int] = []
-    pack = StoreWriter.pack
+    committed_at_writing: list[int] = []
+    append = StoreWriter.append
 
-    def note_and_pack(store_writer: StoreWriter, key: str, *rest: Any) -> Packed:
-        committed_at_packing.append(gate.n_commits)
-        return pack(store_writer, key, *rest)
+    def note_and_append(store_writer: StoreWriter, packed: Packed) -> int:
+        committed_at_writing.append(gate.n_commits)
+        return append(store_writer, packed)
 
-    monkeypatch.setattr(StoreWriter, "pack", note_and_pack)
+    monkeypatch.setattr(StoreWriter, "append", note_and_append)
     threading.Timer(0.2, gate.is_open.set).start()
     writer.submit(batch("c"))
     assert gate.n_commits >= 1  # nothing is acknowledged before it is durable
     assert Store(session.folder).keys()[:2] == ["a", "b"]
     assert writer.stored.n_records == 2
     writer.flush()
-    assert committed_at_packing == [1]  # one batch in flight: nothing of c was begun before
+    assert committed_at_writing == [1]  # nothing of c was written before
     assert Store(session.folder).keys() == ["a", "b", "c"]
     assert writer.stored.n_records == 3
 

@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from mapstack.config import DataConfig
+from mapstack.dicom import DicomRule
 from mapstack.errors import ShardError
 from mapstack.images import Picture, Prepared, Preprocessing, decode, prepare
 from mapstack.metrics.chexlocalize import MIMIC_LABELS, GroundTruth, enlarge, read_masks
@@ -99,6 +100,7 @@ class Cases:
                 f"'{problem.shard}' ({problem.reason.rstrip('.')}); an evaluation leaves none out; repack the shards."
             )
         self._preprocessing = preprocessing
+        self._dicom = DicomRule(data.accept_burned_in)
         self._truth = ground_truth
         known = (entry.key for entry in self._pictures.entries() if ground_truth is None or entry.key in ground_truth)
         self.keys = tuple(known)[:n]
@@ -120,7 +122,7 @@ class Cases:
             ShardError: The sample is damaged, or a mask does not fit its picture.
         """
         sample = self._pictures.read_sample(key)
-        picture = decode(_image_of(sample))
+        picture = decode(_image_of(sample), dicom=self._dicom)
         info = sample.get("json", {})
         findings = _findings_of(key, info)
         if self._truth is None:
