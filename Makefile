@@ -9,11 +9,12 @@ EVALUATION := out/evaluate
 n ?= 200
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo evaluate test test-long check format clean
+.PHONY: help install demo evaluate serve test test-long check format clean
 
 help:
 	@echo "make demo       phantoms, stacks, maps and pictures in $(DEMO)"
 	@echo "make evaluate   how well maps locate findings: report and figures in $(EVALUATION)"
+	@echo "make serve      the endpoint on this machine, until Ctrl-C"
 	@echo "make test       the test suite"
 	@echo "make check      linters, types, import contracts, doctests"
 	@echo "make test-long  the long campaigns"
@@ -45,6 +46,10 @@ evaluate: install
 	$(RUN) evaluate configs/evaluate.yaml n=$(n)
 	@echo "report: $(EVALUATION)/report.md"
 
+serve: install
+	$(BIN)/python -m serve pack configs/serve.yaml
+	$(BIN)/python -m serve start configs/serve.yaml
+
 test: install
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --jaxtyping-packages=mapstack,beartype.beartype -m 'not long'
 
@@ -56,7 +61,7 @@ check: install
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/pytest -q -p no:cacheprovider --doctest-modules mapstack train_like
+	$(BIN)/pytest -q -p no:cacheprovider --doctest-modules mapstack train_like serve
 
 format: install
 	$(BIN)/ruff format .

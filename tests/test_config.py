@@ -12,6 +12,7 @@ from mapstack.config import Config, load_config, make_method_from
 from mapstack.errors import ConfigError
 from mapstack.job_configs import EvaluateConfig, FiguresConfig, FitConfig, ShardsConfig, WeightsConfig
 from mapstack.methods import CaptumMethod, Gradient, GradientShap, IntegratedGradients, Occlusion, Saliency
+from serve.config import ServeConfig
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 SCHEMAS: dict[str, type] = {
@@ -27,6 +28,7 @@ SCHEMAS: dict[str, type] = {
     "medclip_resnet50_weights": WeightsConfig,
     "phantom_fit": FitConfig,
     "evaluate": EvaluateConfig,
+    "serve": ServeConfig,
 }
 
 

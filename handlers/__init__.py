@@ -1,0 +1,1 @@
+"""The online doors: one handler file a server."""

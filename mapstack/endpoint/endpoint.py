@@ -1,0 +1,155 @@
+"""The endpoint without a server: a batch of requests in, an answer for each of them out."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+
+from mapstack.endpoint.answers import Answer, answer_logits, answer_maps, check_size, refuse
+from mapstack.endpoint.maps import MapMaker, Mapped, MapSettings
+from mapstack.endpoint.refusals import Refusal, refusal_of
+from mapstack.endpoint.requests import Raw, Request, parse
+from mapstack.endpoint.settings import EndpointConfig
+from mapstack.endpoint.stack_cache import CacheCounts, StackCache
+from mapstack.endpoint.subjects import StoredSamples, Subject, embed, find_subject
+from mapstack.endpoint.texts import RememberingText
+from mapstack.models import EmbeddingModel
+from mapstack.prompts import PromptSet
+from mapstack.readouts import TextReadout
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class CacheReport:
+    """What the cache did in a batch, and how large it was when this process last added to it [bytes]."""
+
+    hits: int
+    misses: int
+    n_bytes: int
+
+
+@dataclass(eq=False)
+class _Job:
+    """One request on its way: it has an answer as soon as something is wrong with it."""
+
+    request: Request | None = None
+    subject: Subject | None = None
+    answer: Answer | None = None
+
+
+class Endpoint:
+    """A model behind two calls: logits, and maps.
+
+    Args:
+        model: Frozen. Its text tower is replaced by one that remembers.
+        config: What is served.
+        prompt_set: The classes that a request without prompts is answered for; None for none.
+        cache_folder: In place of the configured one.
+
+    Raises:
+        ConfigError: The cache's folder or the stack store does not fit.
+        StoreError: The stack store is damaged.
+    """
+
+    def __init__(
+        self,
+        model: EmbeddingModel,
+        config: EndpointConfig,
+        prompt_set: PromptSet | None = None,
+        cache_folder: Path | None = None,
+    ) -> None:
+        model.text = RememberingText(model.text)
+        self._model = model
+        self._config = config
+        self._prompt_set = prompt_set
+        folder = cache_folder or (Path(config.cache.folder) if config.cache.folder else None)
+        self._cache = StackCache(folder, config.cache.max_bytes, config.cache.max_open)
+        self._stored = None if config.store is None else StoredSamples(Path(config.store), model.fingerprint)
+        settings = MapSettings(config.map_size, config.seed, config.limits.max_passes, config.span_tolerance)
+        self._maps = MapMaker(model, self._cache, self._stored, settings)
+
+    def answer(self, raws: Sequence[Raw]) -> list[Answer]:
+        """Answer a batch of requests; one that is wrong, or fails, takes nothing from the others."""
+        start = time.perf_counter()
+        jobs = [self._begin(raw) for raw in raws]
+        self._predict([job for job in jobs if job.answer is None and job.request and not job.request.wants_maps])
+        self._explain([job for job in jobs if job.answer is None], start)
+        seconds = time.perf_counter() - start
+        return [replace(_answered(job), seconds=seconds) for job in jobs]
+
+    def report_cache(self) -> CacheReport:
+        """Return what the cache did since the last report."""
+        counts, self._cache.counts = self._cache.counts, CacheCounts()
+        folder = self._cache.folder
+        return CacheReport(counts.hits, counts.misses, 0 if folder is None else folder.last_known_bytes)
+
+    @property
+    def _map_size(self) -> int:
+        return self._config.map_size or self._model.preprocessing.image_size
+
+    def _begin(self, raw: Raw) -> _Job:
+        """Check a request and find its picture."""
+        limits, job = self._config.limits, _Job()
+        try:
+            job.request = parse(raw, self._config, self._prompt_set)
+            job.subject = find_subject(
+                job.request, self._model, self._cache, self._stored, max_pixels=limits.max_pixels
+            )
+            check_size(job.request, job.subject, self._map_size, limits.max_answer_bytes)
+        except Exception as error:
+            job.answer = refuse(refusal_of(error))
+        return job
+
+    def _predict(self, jobs: Sequence[_Job]) -> None:
+        subjects = [job.subject for job in jobs if job.subject is not None]
+        try:
+            embeddings = embed(subjects, self._model)
+        except Exception as error:
+            if len(jobs) > 1:  # each alone, so that the fault stays with its own request
+                for job in jobs:
+                    self._predict([job])
+                return
+            jobs[0].answer = refuse(refusal_of(error))
+            return
+        for job, subject, embedding in zip(jobs, subjects, embeddings, strict=True):
+            job.answer = self._logits(job, subject, embedding)
+
+    def _logits(self, job: _Job, subject: Subject, embedding: torch.Tensor) -> Answer:
+        try:
+            request = _known(job.request)
+            readout = TextReadout(request.groups, self._model.text, device=embedding.device, dtype=embedding.dtype)
+            logits = readout.logits(embedding[None])[0].cpu()
+            return answer_logits(request, subject, logits, self._model.note)
+        except Exception as error:
+            return refuse(refusal_of(error))
+
+    def _explain(self, jobs: Sequence[_Job], start: float) -> None:
+        numbered = [(i, _known(job.request), _known(job.subject)) for i, job in enumerate(jobs)]
+        outcomes = self._maps.make(numbered)
+        for index, request, subject in numbered:
+            jobs[index].answer = self._finish(request, subject, outcomes[index], start)
+
+    def _finish(self, request: Request, subject: Subject, outcome: Mapped | Exception, start: float) -> Answer:
+        try:
+            if isinstance(outcome, Exception):
+                raise outcome
+            seconds = time.perf_counter() - start
+            return answer_maps(request, subject, outcome, self._config.limits.max_answer_bytes, seconds)
+        except Exception as error:
+            return refuse(refusal_of(error))
+
+
+def _known(value: T | None) -> T:
+    if value is None:
+        raise RuntimeError("a request lost a part on its way.")
+    return value
+
+
+def _answered(job: _Job) -> Answer:
+    if job.answer is None:
+        return refuse(Refusal("internal_error", "the server made no answer; this is its fault; tell its keeper."))
+    return job.answer

@@ -1,0 +1,85 @@
+"""When the client tries again, and when it does not."""
+
+import http.server
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from serve import client as client_module
+from serve.client import Client
+from serve.errors import AnswerError, ServerError
+
+
+@contextmanager
+def answering(*statuses: int) -> Iterator[tuple[str, list[bytes]]]:
+    """A server that answers so, one status after the other, and keeps what it was sent."""
+    waiting, bodies = list(statuses), list[bytes]()
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            bodies.append(self.rfile.read(int(self.headers["content-length"])))
+            status = waiting.pop(0)
+            content = json.dumps({"error": {"code": "some_code", "message": "a reason"}, "predictions": []}).encode()
+            self.send_response(status)
+            self.send_header("content-length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, *_: object) -> None:
+            return
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_address[1]}", bodies
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+@pytest.fixture(autouse=True)
+def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client_module, "_FIRST_WAIT_S", 0.01)
+
+
+def test_a_server_that_is_full_is_asked_again() -> None:
+    with answering(503, 429, 502, 200) as (url, bodies):
+        assert Client(url, retries=3).predict(b"picture", prompts=["x"]) == {
+            "error": {"code": "some_code", "message": "a reason"},
+            "predictions": [],
+        }
+    assert len(bodies) == 4
+    assert all(b"picture" in body and b'"prompts": ["x"]' in body for body in bodies)
+
+
+def test_it_gives_up_in_the_end() -> None:
+    with answering(503, 503) as (url, bodies), pytest.raises(AnswerError, match="503") as caught:
+        Client(url, retries=1).predict(b"picture")
+    assert len(bodies) == 2
+    assert caught.value.status == 503
+
+
+@pytest.mark.parametrize("status", [400, 404, 413, 422, 500])
+def test_what_is_refused_is_not_asked_again(status: int) -> None:
+    with answering(status) as (url, bodies), pytest.raises(AnswerError, match="a reason") as caught:
+        Client(url, retries=5).predict(b"picture")
+    assert len(bodies) == 1
+    assert (caught.value.status, caught.value.code) == (status, "some_code")
+
+
+def test_no_server_is_said_in_one_sentence() -> None:
+    with answering() as (url, _):
+        pass
+    with pytest.raises(ServerError, match="no answer from"):
+        Client(url, retries=1).predict(b"picture")
+
+
+def test_a_form_names_no_file() -> None:
+    with answering(200) as (url, bodies):
+        Client(url, token="secret").explain(b"picture")
+    assert b'filename="image"' in bodies[0]
+    assert b"secret" not in bodies[0]

@@ -1,0 +1,223 @@
+"""How a server comes up, what it survives, and how it goes: each test has one of its own."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import psutil
+import pytest
+
+from mapstack.errors import MapstackError
+from serve.errors import AnswerError
+from tests.serve.asked import PROMPTS
+from tests.serve.running import ROOT, Running, command, free_ports, last_line, serve, start_in_background
+
+# Computed anew every time: a route that is asked for is not answered from the cache.
+SLOW = {"name": "integrated_gradients", "n_steps": 60}
+
+
+@pytest.fixture
+def overrides(tmp_path: Path, small_checkpoint: Path) -> list[str]:
+    return [
+        *free_ports(),
+        f"output={tmp_path}",
+        f"server.run_folder={tmp_path / 'run'}",
+        f"model.checkpoint={small_checkpoint}",
+        "server.threads=1",
+        "server.startup_timeout_s=200",
+        "server.queue=4",
+    ]
+
+
+@pytest.fixture
+def own_server(overrides: list[str], tmp_path: Path) -> Iterator[Running]:
+    packed = serve("pack", overrides)
+    assert packed.returncode == 0, packed.stderr
+    process, _ = start_in_background(overrides, tmp_path)
+    yield Running(tuple(overrides))
+    serve("stop", overrides)
+    process.wait(timeout=60)
+
+
+@pytest.mark.fault("S10")
+@pytest.mark.fault("S12")
+@pytest.mark.fault("S14")
+def test_a_full_queue_a_killed_worker_and_a_stop(
+    own_server: Running, image: bytes, figure: Callable[[str], None]
+) -> None:
+    client = own_server.client()
+    assert client.predict(image, prompts=PROMPTS)["predictions"]
+    n_answered, waited = crowd(own_server, image)
+    figure(f"40 at once for a queue of 4: {n_answered} answered, the rest got 503, the last after {waited:.1f} s")
+
+    seconds, n_tried = outage(own_server, image)
+    figure(f"serving again {seconds:.1f} s after a worker was killed, model load included ({n_tried} tries)")
+    assert seconds < 150
+
+    family = [own_server.java(), *own_server.java().children(recursive=True)]
+    answered: list[object] = []
+    threads = [
+        threading.Thread(
+            target=lambda: answered.append(client.explain(image, prompts=PROMPTS, method=SLOW, route="direct")["maps"])
+        )
+        for _ in range(2)
+    ]
+    for thread in threads:
+        thread.start()
+    wait_until(lambda: not is_free(own_server.folder / "busy"))
+    stopped = serve("stop", own_server.overrides)
+    for thread in threads:
+        thread.join()
+    line = last_line(stopped.stdout)
+    assert (stopped.returncode, line["was_running"], line["drained"]) == (0, True, True)
+    assert len(answered) == 2
+    assert [process.pid for process in family if process.is_running() and process.status() != "zombie"] == []
+    assert not (own_server.folder / "key_file.json").exists()
+    again = serve("stop", own_server.overrides)
+    assert (again.returncode, last_line(again.stdout)["was_running"]) == (0, False)
+    figure(f"stop: 2 of 2 requests in flight answered, {len(family)} processes gone")
+
+
+def crowd(server: Running, image: bytes) -> tuple[int, float]:
+    """Ask for more than the queue holds; say how many were answered, and when the last of the others was told."""
+    barrier, refused, answered = threading.Barrier(40), list[tuple[int, float]](), list[object]()
+
+    def one(_: int) -> None:
+        barrier.wait()
+        begun = time.monotonic()
+        try:
+            answered.append(server.client().explain(image, prompts=PROMPTS, method=SLOW, route="direct"))
+        except AnswerError as error:
+            refused.append((error.status, time.monotonic() - begun))
+
+    with ThreadPoolExecutor(40) as threads:
+        list(threads.map(one, range(40)))
+    assert answered
+    assert {status for status, _ in refused} == {503}
+    slowest = max(seconds for _, seconds in refused)
+    assert slowest < 60
+    return len(answered), slowest
+
+
+def outage(server: Running, image: bytes) -> tuple[float, int]:
+    (worker,) = server.workers()
+    worker.send_signal(signal.SIGKILL)
+    begun, n_tried = time.monotonic(), 0
+    while True:
+        n_tried += 1
+        try:
+            server.client(timeout_s=200.0).predict(image, prompts=PROMPTS)
+        except MapstackError:
+            assert time.monotonic() - begun < 200
+            time.sleep(0.2)
+        else:
+            return time.monotonic() - begun, n_tried
+
+
+def is_free(busy: Path) -> bool:
+    from serve.draining import _is_free
+
+    return _is_free(busy)
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + 120
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+@pytest.mark.fault("S2")
+@pytest.mark.long
+def test_a_token_that_is_too_old_is_renewed(overrides: list[str], tmp_path: Path, image: bytes) -> None:
+    brief = [*overrides, "server.token_minutes=1"]
+    assert serve("pack", brief).returncode == 0
+    process, _ = start_in_background(brief, tmp_path)
+    server = Running(tuple(brief))
+    try:
+        old = json.loads((server.folder / "key_file.json").read_text())["inference"]["key"]
+        time.sleep(65)
+        with pytest.raises(AnswerError) as caught:
+            server.client(token=old, keys=None).predict(image, prompts=PROMPTS)
+        assert caught.value.status in (400, 401)
+        assert server.client().predict(image, prompts=PROMPTS)["predictions"]
+        assert json.loads((server.folder / "key_file.json").read_text())["inference"]["key"] != old
+    finally:
+        stopped = serve("stop", brief)
+        process.wait(timeout=60)
+    assert last_line(stopped.stdout)["drained"] is True  # its token of the management API was too old as well
+
+
+@pytest.mark.fault("S13")
+def test_a_model_that_cannot_be_loaded_ends_the_start_with_the_reason(overrides: list[str], tmp_path: Path) -> None:
+    assert serve("pack", overrides).returncode == 0
+    spoil(tmp_path / "medclip.mar")
+    begun = time.monotonic()
+    run = serve("start", overrides)
+    assert run.returncode == 4
+    assert "the model cannot be loaded: CheckpointError" in last_line(run.stdout)["error"]
+    assert time.monotonic() - begun < 200
+    left = [each for each in psutil.process_iter() if str(tmp_path / "run") in " ".join(command_line(each))]
+    assert left == []
+
+
+@pytest.mark.fault("S14")
+def test_a_start_that_is_interrupted_leaves_no_process(overrides: list[str], tmp_path: Path) -> None:
+    assert serve("pack", overrides).returncode == 0
+    with (tmp_path / "out").open("wb") as out:
+        process = subprocess.Popen(command("start", overrides), cwd=ROOT, stdout=out, stderr=out)
+        wait_until((tmp_path / "run" / "server.json").exists)
+        process.terminate()
+        assert process.wait(timeout=120) == 143
+    left = [each for each in psutil.process_iter() if str(tmp_path / "run") in " ".join(command_line(each))]
+    assert left == []
+
+
+def command_line(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()
+    except psutil.Error:
+        return []
+
+
+def spoil(archive: Path) -> None:
+    """Flip a byte of the weights, and mend the checksum of the member, so that only the fingerprint tells."""
+    import zipfile
+
+    with zipfile.ZipFile(archive) as opened:
+        members = {name: opened.read(name) for name in opened.namelist()}
+    name = "endpoint.json"
+    text = members[name].decode()
+    at = text.index('"weights": "') + len('"weights": "')
+    members[name] = (text[:at] + ("0" if text[at] != "0" else "1") + text[at + 1 :]).encode()
+    with zipfile.ZipFile(archive, "w") as opened:
+        for each, content in members.items():
+            opened.writestr(each, content)
+
+
+def test_what_stands_in_the_way_of_a_start_is_said(overrides: list[str], tmp_path: Path) -> None:
+    run = serve("start", overrides)
+    assert (run.returncode, "does not exist" in last_line(run.stdout)["error"]) == (2, True)
+    (tmp_path / "medclip.mar").write_bytes(b"")
+    with socket.socket() as taken:
+        port = next(int(each.split("=")[1]) for each in overrides if "inference_port" in each and "grpc" not in each)
+        taken.bind(("127.0.0.1", port))
+        taken.listen()
+        run = serve("start", overrides)
+    assert run.returncode == 2
+    assert f"port {port} of 127.0.0.1 cannot be opened" in last_line(run.stdout)["error"]
+    wrong = serve("start", [*overrides, "server.prot=1"])
+    assert (wrong.returncode, "server" in last_line(wrong.stdout)["error"]) == (2, True)
+
+
+def test_a_pid_that_was_given_to_another_process_is_left_alone(overrides: list[str], tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "server.json").write_text(f'{{"pid": {os.getpid()}, "started": 1.0}}')
+    assert last_line(serve("stop", overrides).stdout)["was_running"] is False
