@@ -30,11 +30,13 @@ class TextMaps:
         rows: Which map belongs to which text.
         values: Maps in logits per pixel (slopes for a gradient), model-input frame.
         difference: What a complete map of each text sums to [logit]; None for a method without a baseline.
+        parts: The maps that `values` are the mean of; None where they are no mean.
     """
 
     rows: Mapping[TextKey, int]
     values: Float[Tensor, "n_texts height width"]
     difference: Float[Tensor, " n_texts"] | None = None
+    parts: Float[Tensor, "n_parts n_texts height width"] | None = None
 
     def map_of(self, key: TextKey, against: TextKey | None = None) -> Float[Tensor, "height width"]:
         """Return the map of a text, or of a text rather than another: a linear method's maps subtract."""
@@ -42,12 +44,21 @@ class TextMaps:
         return values if against is None else values - self.values[self.rows[against]]
 
     def setting_map(self, setting: Setting, label: str, texts: Texts) -> Float[Tensor, "height width"]:
-        """Return the map of a class label as a setting makes it, model-input frame."""
+        """Return the map of a class label as a setting makes it, model-input frame.
+
+        The absolute map of a mean is the mean of the absolute maps: its parts must not cancel.
+        """
         key = TextKey(setting.text, label)
-        values = self.map_of(key, texts.contrast(key) if setting.is_contrast else None)
+        against = texts.contrast(key) if setting.is_contrast else None
         # The stack's absolute values were taken before the projection.
-        if setting.sign == "absolute" and setting.route == "conventional":
-            values = values.abs()
+        if setting.sign != "absolute" or setting.route != "conventional":
+            values = self.map_of(key, against)
+        elif self.parts is None:
+            values = self.map_of(key, against).abs()
+        else:
+            parts = self.parts[:, self.rows[key]]
+            parts = parts if against is None else parts - self.parts[:, self.rows[against]]
+            values = parts.abs().mean(dim=0)
         return smoothed(values, setting.smoothing_px)
 
 
@@ -108,12 +119,15 @@ class MapMaker:
         For a method that is linear in what it explains this is also the projection of its stack (see `agreement`).
         """
         readout = DirectionReadout(self.directions(texts), embed_dim=self.model.embed_dim, normalize=normalize)
-        made = self.methods[method]
-        found = made.attribute(self.model, self.inputs(case), readout, seed=self.seed if seed is None else seed)
+        made, inputs = self.methods[method], self.inputs(case)
+        seed = self.seed if seed is None else seed
+        found = [part.attribute(self.model, inputs, readout, seed=seed) for part in made.parts()]
+        parts = torch.stack([(made.density * each.values[0]).cpu() for each in found])
+        at_baseline = [each.baseline_readout for each in found if each.baseline_readout is not None]
         difference = None
-        if found.baseline_readout is not None:
-            difference = (readout(found.embedding) - found.baseline_readout)[0].cpu()
-        return TextMaps(_rows(texts), (made.density * found.values[0]).cpu(), difference)
+        if at_baseline:
+            difference = (readout(found[0].embedding) - torch.stack(at_baseline).mean(dim=0))[0].cpu()
+        return TextMaps(_rows(texts), parts.mean(dim=0), difference, parts if len(parts) > 1 else None)
 
     def stack(self, method: str, case: Case, *, normalize: bool = True) -> Stack | OcclusionStack:
         """Return the stack of a picture along the axes."""
