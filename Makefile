@@ -41,7 +41,7 @@ demo: install
 	@echo "pictures: $(DEMO)/figures and $(DEMO)/maps"
 
 evaluate: install
-	$(RUN) shards configs/phantom_shards.yaml output=$(EVALUATION)/shards name=validation seed=2 n_samples=42 n_per_shard=42
+	$(RUN) shards configs/phantom_shards.yaml output=$(EVALUATION)/shards name=validation seed=2 n_samples=60 n_per_shard=60
 	$(RUN) shards configs/phantom_shards.yaml output=$(EVALUATION)/shards name=test seed=3 n_samples=$(n) n_per_shard=$(n)
 	$(RUN) evaluate configs/evaluate.yaml n=$(n)
 	@echo "report: $(EVALUATION)/report.md"

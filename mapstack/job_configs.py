@@ -187,6 +187,7 @@ class EvaluateConfig:
             masks and boxes of the shards.
         prompts: `file` names the classes, `against` the class of a normal picture; `use` and `ensemble` are varied.
         candidates: Linear methods; of several of one name the validation split chooses one.
+        aggregates: Names of candidates whose maps are also scored together (see `mapstack.aggregation.aggregate`).
         smoothing_px: Standard deviations of the Gaussian that maps are smoothed by, varied [px of the model's frame].
         n: Test pictures that are scored by their peaks and overlaps.
         n_validation: Pictures that settings are chosen on.
@@ -206,6 +207,7 @@ class EvaluateConfig:
     ground_truth: list[str] = field(default_factory=list)
     prompts: PromptsConfig = field(default_factory=PromptsConfig)
     candidates: list[Any] = field(default_factory=lambda: [{"name": "gradient"}, {"name": "occlusion"}])
+    aggregates: list[list[str]] = field(default_factory=list)
     smoothing_px: list[float] = field(default_factory=lambda: [0.0])
     n: int = 200
     n_validation: int = 60

@@ -138,6 +138,7 @@ class _Run:
             "prompts": [Path(prompt_file(config)).read_text(encoding="utf-8"), config.prompts.against],
             "classes": list(self.scorer.texts.labels),
             "candidates": {name: method.describe() for name, method in self.scorer.maker.methods.items()},
+            "aggregates": [list(names) for names in config.aggregates],
             "smoothing_px": list(config.smoothing_px),
             "n_validation": config.n_validation,
             "seed": config.seed,

@@ -5,12 +5,11 @@ from mapstack.methods.base import Attribution, Completeness, Method
 from mapstack.methods.captum import CaptumMethod
 from mapstack.methods.gradient import Gradient, Saliency
 from mapstack.methods.occlusion import Occlusion, Sweep, Windows
-from mapstack.methods.path import AveragedIntegratedGradients, GradientShap, IntegratedGradients
+from mapstack.methods.path import GradientShap, IntegratedGradients
 
 __all__ = [
     "METHODS",
     "Attribution",
-    "AveragedIntegratedGradients",
     "CaptumMethod",
     "Completeness",
     "Gradient",
@@ -25,16 +24,7 @@ __all__ = [
 ]
 
 METHODS: dict[str, type[Method]] = {
-    each.name: each
-    for each in (
-        Gradient,
-        Saliency,
-        Occlusion,
-        IntegratedGradients,
-        AveragedIntegratedGradients,
-        GradientShap,
-        CaptumMethod,
-    )
+    each.name: each for each in (Gradient, Saliency, Occlusion, IntegratedGradients, GradientShap, CaptumMethod)
 }
 
 

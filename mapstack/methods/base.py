@@ -63,10 +63,6 @@ class Method(abc.ABC):
         """What a map is multiplied by for its sum to be in the unit of the readout: logits per pixel."""
         return 1.0
 
-    def parts(self) -> "tuple[Method, ...]":
-        """Return the methods whose maps this one's is the mean of: itself, where it averages none."""
-        return (self,)
-
     def describe(self) -> dict[str, Any]:
         """Return the name and every parameter that decides the maps, as JSON can carry them."""
         parameters = {each.name: getattr(self, each.name) for each in fields(cast(Any, self))}

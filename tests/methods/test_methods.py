@@ -12,7 +12,6 @@ from PIL import Image
 from mapstack.errors import ConfigError, InputError
 from mapstack.images import Inputs
 from mapstack.methods import (
-    AveragedIntegratedGradients,
     CaptumMethod,
     Gradient,
     GradientShap,
@@ -31,7 +30,6 @@ METHODS: list[Method] = [
     Gradient(),
     Saliency(),
     IntegratedGradients(n_steps=3),
-    AveragedIntegratedGradients(n_steps=3),
     GradientShap(n_samples=4),
     Occlusion(sliding_window_shapes=4, strides=4),
     CaptumMethod(attribution="captum.attr.InputXGradient"),
@@ -169,43 +167,6 @@ def test_no_attribution_falls_on_the_padding(method: Method) -> None:
     else:
         assert values[..., :5].abs().max() == 0
     assert values[..., 8:].abs().max() > 0
-
-
-def test_an_average_over_baselines_is_the_mean_of_its_parts_and_complete_against_their_mean() -> None:
-    model, inputs = CurvedModel(), random_inputs(2, CurvedModel())
-    readout = axes(model, normalize=True)
-    method = AveragedIntegratedGradients(n_steps=80, baselines=("black", "white", "mean"))
-    found = method.attribute(model, inputs, readout)
-    parts = [
-        IntegratedGradients(n_steps=80, baseline=name).attribute(model, inputs, readout) for name in method.baselines
-    ]
-    torch.testing.assert_close(found.values, torch.stack([part.values for part in parts]).mean(dim=0))
-    assert found.baseline_readout is not None
-    assert found.baseline_embedding is not None
-    difference = readout(found.embedding) - found.baseline_readout
-    torch.testing.assert_close(found.values.sum(dim=(-2, -1)), difference, rtol=1e-6, atol=1e-8)
-    torch.testing.assert_close(readout._read(found.baseline_embedding), found.baseline_readout)
-    assert [part.describe() for part in method.parts()] == [
-        IntegratedGradients(n_steps=80, baseline=name).describe() for name in method.baselines
-    ]
-    assert Gradient().parts() == (Gradient(),)
-
-
-def test_what_one_baseline_cannot_see_another_does() -> None:
-    """A black pixel gets nothing from black."""
-    model, inputs = CurvedModel(), random_inputs(1, CurvedModel())
-    black = model.preprocessing.normalize(torch.zeros(1, 1, 1, 1, dtype=torch.float64)).item()
-    pixel_values = inputs.pixel_values.clone()
-    pixel_values[0, 0, 5, 7] = black
-    inputs = dataclasses.replace(inputs, pixel_values=pixel_values)
-    blind, seeing = (
-        method.attribute(model, inputs, axes(model)).values[0, :, 5, 7].abs().max()
-        for method in (IntegratedGradients(n_steps=3, baseline="black"), AveragedIntegratedGradients(n_steps=3))
-    )
-    assert blind == 0
-    assert seeing > 0
-    with pytest.raises(ConfigError, match="method.baselines is empty; a mean needs one baseline or more"):
-        AveragedIntegratedGradients(baselines=())
 
 
 def test_auto_points_meet_the_tolerance_where_few_do_not() -> None:

@@ -46,7 +46,7 @@ def _hit_rates(summary: Mapping[str, Any]) -> Any:
 
 
 def _findings(summary: Mapping[str, Any]) -> Any:
-    settings = [each for each in summary["localisation"]["settings"] if each["sign"] == "signed"]
+    settings = [each for each in summary["localisation"]["settings"] if each["sign"] != "absolute"]
     shown = [each for each in settings if not each["is_reference"]][:_N_SERIES]
     shown += [each for each in settings if each["method"] == "mean mask of the label"]
     labels = sorted({label for each in shown for label in each["by_finding"]})

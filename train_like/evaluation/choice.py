@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mapstack.errors import InputError
 from mapstack.metrics.chexlocalize import best_threshold
-from train_like.evaluation.settings import Setting, family
+from train_like.evaluation.settings import Setting, family, members
 
 ByPicture = Mapping[str, Mapping[str, Mapping[str, Mapping[str, Any]]]]
 """Scores by the key of the picture, the key of the setting, the class label and the metric."""
@@ -33,9 +33,13 @@ class Choice:
 
     @property
     def methods(self) -> list[str]:
-        """The candidate of each method whose signed maps hit most, and that of the best setting."""
+        """The candidate of each method whose signed maps hit most, and that of the best setting.
+
+        An aggregate is no candidate: it has no stack.
+        """
         signed = [setting.method for setting in self.thresholds if setting.sign == "signed"]
-        return list(dict.fromkeys([*signed, self.best.method]))
+        best = self.best.method if len(members(self.best.method)) == 1 else None
+        return list(dict.fromkeys([*signed, *([best] if best else [])]))
 
     @property
     def best(self) -> Setting:

@@ -14,7 +14,7 @@ from train_like.evaluation.cases import Case, Cases, Region
 from train_like.evaluation.choice import Choice
 from train_like.evaluation.maps import MapMaker
 from train_like.evaluation.scores import pointing
-from train_like.evaluation.settings import Setting
+from train_like.evaluation.settings import Setting, members
 from train_like.evaluation.texts import Texts
 from train_like.paper_figures import draw_figures
 
@@ -38,7 +38,7 @@ def draw_gallery(maker: MapMaker, texts: Texts, test: Cases, best: Setting, fold
 
 
 def draw_paper_figures(config: EvaluateConfig, choice: Choice, maker: MapMaker, folder: Path) -> None:
-    """Draw Fig. 1 with the chosen candidates and saliency, and Fig. 2 with the best one."""
+    """Draw Fig. 1 with the chosen candidates and saliency, and Fig. 2 with the best one, or an aggregate's first."""
     methods = {name: maker.methods[name] for name in choice.methods}
     draw_figures(
         FiguresConfig(
@@ -46,7 +46,7 @@ def draw_paper_figures(config: EvaluateConfig, choice: Choice, maker: MapMaker, 
             data=replace(config.data, limit=_N_EACH),
             prompts=PromptsConfig(file=config.prompts.file, classes=config.prompts.classes),
             figure_1=[{"name": "saliency"}, *methods.values()],
-            figure_2=methods[choice.best.method],
+            figure_2=maker.methods[members(choice.best.method)[0]],
             output=str(folder),
             seed=config.seed,
         )
@@ -54,14 +54,14 @@ def draw_paper_figures(config: EvaluateConfig, choice: Choice, maker: MapMaker, 
 
 
 def _draw(maker: MapMaker, texts: Texts, case: Case, region: Region, setting: Setting, path: Path) -> None:
-    maps = maker.direct(setting.method, case, texts.of(case, [region.label]))
-    attribution = case.on_picture(maps.setting_map(setting, region.label, texts))
+    maps = maker.conventional([setting.method], case, texts.of(case, [region.label]))
+    attribution = case.on_picture(maps[setting.method].setting_map(setting, region.label, texts))
     is_hit = pointing(attribution, region)["hit"] == 1
     figure = overlay_figure(
         np.array(case.picture.image),
         attribution.numpy(),
         title=f"{region.label}: {'hit' if is_hit else 'missed'}",
-        unit="logit per pixel",
+        unit="share per pixel" if setting.sign == "positive" else "logit per pixel",
         boxes=[_box(region.mask)],
         caption=f"{setting.name}. {maker.model.note.capitalize()}.",
         signed=setting.sign == "signed",

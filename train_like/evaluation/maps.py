@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import torch
@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torchvision.transforms.functional import gaussian_blur
 
+from mapstack.aggregation import aggregate
 from mapstack.errors import ConfigError
 from mapstack.explainer import Explainer
 from mapstack.images import Inputs, collate
@@ -18,7 +19,7 @@ from mapstack.models import EmbeddingModel
 from mapstack.readouts import DirectionReadout
 from mapstack.stack import OcclusionStack, Projectable, Stack
 from train_like.evaluation.cases import Case
-from train_like.evaluation.settings import Setting
+from train_like.evaluation.settings import Setting, members
 from train_like.evaluation.texts import TextKey, Texts
 
 
@@ -30,13 +31,11 @@ class TextMaps:
         rows: Which map belongs to which text.
         values: Maps in logits per pixel (slopes for a gradient), model-input frame.
         difference: What a complete map of each text sums to [logit]; None for a method without a baseline.
-        parts: The maps that `values` are the mean of; None where they are no mean.
     """
 
     rows: Mapping[TextKey, int]
     values: Float[Tensor, "n_texts height width"]
     difference: Float[Tensor, " n_texts"] | None = None
-    parts: Float[Tensor, "n_parts n_texts height width"] | None = None
 
     def map_of(self, key: TextKey, against: TextKey | None = None) -> Float[Tensor, "height width"]:
         """Return the map of a text, or of a text rather than another: a linear method's maps subtract."""
@@ -44,22 +43,30 @@ class TextMaps:
         return values if against is None else values - self.values[self.rows[against]]
 
     def setting_map(self, setting: Setting, label: str, texts: Texts) -> Float[Tensor, "height width"]:
-        """Return the map of a class label as a setting makes it, model-input frame.
-
-        The absolute map of a mean is the mean of the absolute maps: its parts must not cancel.
-        """
+        """Return the map of a class label as a setting makes it, model-input frame."""
         key = TextKey(setting.text, label)
-        against = texts.contrast(key) if setting.is_contrast else None
+        values = self.map_of(key, texts.contrast(key) if setting.is_contrast else None)
         # The stack's absolute values were taken before the projection.
-        if setting.sign != "absolute" or setting.route != "conventional":
-            values = self.map_of(key, against)
-        elif self.parts is None:
-            values = self.map_of(key, against).abs()
-        else:
-            parts = self.parts[:, self.rows[key]]
-            parts = parts if against is None else parts - self.parts[:, self.rows[against]]
-            values = parts.abs().mean(dim=0)
+        if setting.sign == "absolute" and setting.route == "conventional":
+            values = values.abs()
         return smoothed(values, setting.smoothing_px)
+
+
+@dataclass(frozen=True, eq=False)
+class AggregateMaps:
+    """The maps of many texts on one picture by several methods together.
+
+    Attributes:
+        members: The maps by each method.
+    """
+
+    members: tuple[TextMaps, ...]
+
+    def setting_map(self, setting: Setting, label: str, texts: Texts) -> Float[Tensor, "height width"]:
+        """Return the map of a class label as a setting makes it, model-input frame; shares per pixel."""
+        signed = replace(setting, sign="signed", smoothing_px=0.0)
+        maps = torch.stack([member.setting_map(signed, label, texts) for member in self.members])
+        return smoothed(aggregate(maps), setting.smoothing_px)
 
 
 class MapMaker:
@@ -119,15 +126,23 @@ class MapMaker:
         For a method that is linear in what it explains this is also the projection of its stack (see `agreement`).
         """
         readout = DirectionReadout(self.directions(texts), embed_dim=self.model.embed_dim, normalize=normalize)
-        made, inputs = self.methods[method], self.inputs(case)
-        seed = self.seed if seed is None else seed
-        found = [part.attribute(self.model, inputs, readout, seed=seed) for part in made.parts()]
-        parts = torch.stack([(made.density * each.values[0]).cpu() for each in found])
-        at_baseline = [each.baseline_readout for each in found if each.baseline_readout is not None]
+        made = self.methods[method]
+        found = made.attribute(self.model, self.inputs(case), readout, seed=self.seed if seed is None else seed)
         difference = None
-        if at_baseline:
-            difference = (readout(found[0].embedding) - torch.stack(at_baseline).mean(dim=0))[0].cpu()
-        return TextMaps(_rows(texts), parts.mean(dim=0), difference, parts if len(parts) > 1 else None)
+        if found.baseline_readout is not None:
+            difference = (readout(found.embedding) - found.baseline_readout)[0].cpu()
+        return TextMaps(_rows(texts), (made.density * found.values[0]).cpu(), difference)
+
+    def conventional(
+        self, methods: Sequence[str], case: Case, texts: Mapping[TextKey, tuple[str, ...]]
+    ) -> dict[str, TextMaps | AggregateMaps]:
+        """Attribute the logits by candidates and aggregates of candidates, each candidate once."""
+        singles = dict.fromkeys(candidate for method in methods for candidate in members(method))
+        made = {candidate: self.direct(candidate, case, texts) for candidate in singles}
+        return {
+            method: made[method] if method in made else AggregateMaps(tuple(made[each] for each in members(method)))
+            for method in methods
+        }
 
     def stack(self, method: str, case: Case, *, normalize: bool = True) -> Stack | OcclusionStack:
         """Return the stack of a picture along the axes."""

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from functools import cached_property
@@ -19,7 +20,7 @@ from train_like.evaluation.cases import Cases, read_ground_truth
 from train_like.evaluation.choice import Choice
 from train_like.evaluation.maps import MapMaker
 from train_like.evaluation.randomised import run_cascade
-from train_like.evaluation.settings import method_names
+from train_like.evaluation.settings import aggregate_name, method_names
 from train_like.evaluation.stages import Scores, Stages, mean_masks_of
 from train_like.evaluation.texts import Texts
 
@@ -45,7 +46,7 @@ class Scorer:
         truth = read_ground_truth(config.ground_truth)
         self.validation = Cases(config.validation, model.preprocessing, truth, config.n_validation)
         self.test = Cases(config.data, model.preprocessing, truth, config.n)
-        self._stages = Stages(self.maker, self.texts, config.smoothing_px, config.seed)
+        self._stages = Stages(self.maker, self.texts, config.smoothing_px, config.seed, aggregates_of(config))
 
     def score(self, stage: str, key: str, choice: Choice | None) -> Scores:
         """Score a picture: of the validation split for "tune", which makes the choice, of the test split otherwise."""
@@ -116,6 +117,23 @@ def device_of(config: EvaluateConfig) -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
+def aggregates_of(config: EvaluateConfig) -> list[str]:
+    """Return the names of the aggregates.
+
+    Raises:
+        ConfigError: One names what is no candidate.
+    """
+    candidates = method_names(config.candidates)
+    for names in config.aggregates:
+        unknown = [name for name in names if name not in candidates]
+        if unknown or len(set(names)) < 2:
+            raise ConfigError(
+                f"aggregates holds {list(names)}; each lists two candidates or more, by their names in the report: "
+                f"{', '.join(candidates)}; correct it."
+            )
+    return [aggregate_name(names) for names in config.aggregates]
+
+
 def prompt_file(config: EvaluateConfig) -> str:
     """Return the prompt set's path.
 
@@ -132,8 +150,17 @@ _here: Any = None  # the scorer of a worker process
 
 def _start(config: EvaluateConfig, n_threads: int) -> None:
     global _here
+    threading.Thread(target=end_with_parent, daemon=True).start()
     torch.set_num_threads(n_threads)
     _here = Scorer(config)
+
+
+def end_with_parent() -> None:
+    """End this process with the one that asked for it: a killed evaluation must not leave workers at work."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _score(stage: str, key: str, choice: Choice | None) -> Scores:

@@ -8,7 +8,7 @@ from typing import Literal, cast
 from mapstack.methods import Method
 
 Route = Literal["conventional", "stack_normalised", "stack_raw"]
-Sign = Literal["signed", "absolute"]
+Sign = Literal["signed", "absolute", "positive"]
 Form = Literal["label", "prompt", "ensemble"]
 
 FORMS: tuple[Form, ...] = ("label", "prompt", "ensemble")
@@ -16,16 +16,18 @@ FORMS: tuple[Form, ...] = ("label", "prompt", "ensemble")
 REFERENCE = "reference"
 """The route of maps that look at no model."""
 
+_JOIN = " + "
+
 
 @dataclass(frozen=True)
 class Setting:
     """One way to make a map for a finding.
 
     Attributes:
-        method: Name of the candidate (see `method_names`), or of a reference method.
+        method: Name of the candidate (see `method_names`), of an aggregate of some, or of a reference method.
         route: "conventional" is the final output; the others are the paper's stack of the normalised or raw embedding.
         sign: "absolute" takes |attribution| of what the route attributes: of the final output, or of each dimension
-            of the embedding before the projection.
+            of the embedding before the projection. "positive" is what an aggregate keeps.
         text: The class label, one sentence, or the mean over the sentences of the class.
         is_contrast: Whether the text of a normal picture is subtracted.
         smoothing_px: Standard deviation of the Gaussian that the map is smoothed by [px of the model-input frame].
@@ -99,6 +101,21 @@ def method_names(methods: Sequence[Method]) -> dict[str, Method]:
         values = ", ".join(str(getattr(method, name)) for name in differing)
         named[f"{method.name} ({values})" if values else method.name] = method
     return named
+
+
+def aggregate_name(candidates: Sequence[str]) -> str:
+    """Return the name of the aggregate of some candidates."""
+    return _JOIN.join(candidates)
+
+
+def members(method: str) -> tuple[str, ...]:
+    """Return the candidates whose maps a map is made of.
+
+    Example:
+        >>> members("occlusion + gradient"), members("gradient")
+        (('occlusion', 'gradient'), ('gradient',))
+    """
+    return tuple(method.split(_JOIN))
 
 
 def family(method: str) -> str:

@@ -18,7 +18,7 @@ from mapstack.models.base import normalised
 from mapstack.readouts import DirectionReadout
 from train_like.evaluation.cases import Case, Region
 from train_like.evaluation.choice import Choice
-from train_like.evaluation.maps import MapMaker, TextMaps, agreement
+from train_like.evaluation.maps import AggregateMaps, MapMaker, TextMaps, agreement
 from train_like.evaluation.scores import (
     faithfulness,
     likeness,
@@ -48,10 +48,19 @@ class Stages:
         texts: What is explained.
         smoothings_px: Of each setting; the first is 0.
         seed: Of every random draw.
+        aggregates: Names of aggregates of candidates.
     """
 
-    def __init__(self, maker: MapMaker, texts: Texts, smoothings_px: Sequence[float], seed: int) -> None:
+    def __init__(
+        self,
+        maker: MapMaker,
+        texts: Texts,
+        smoothings_px: Sequence[float],
+        seed: int,
+        aggregates: Sequence[str] = (),
+    ) -> None:
         self._maker = maker
+        self._aggregates = tuple(aggregates)
         self._texts = texts
         self._smoothings_px = smoothings_px
         self._seed = seed
@@ -60,8 +69,8 @@ class Stages:
         """Score every candidate at every setting of the conventional route, to choose among them."""
         located = self._texts.located(case)
         scores: Scores = {}
-        for method in self._maker.methods if located else ():
-            maps = self._maker.direct(method, case, self._texts.of(case, located))
+        methods = (*self._maker.methods, *self._aggregates) if located else ()
+        for method, maps in self._maker.conventional(methods, case, self._texts.of(case, located)).items():
             for setting in self._conventional(method):
                 scores[setting.key] = {
                     region.label: {
@@ -77,8 +86,8 @@ class Stages:
         located, chosen = self._texts.located(case), choice.thresholds
         scores: Scores = {}
         predicted: dict[str, str] = {}
-        for method in dict.fromkeys(setting.method for setting in chosen) if located else ():
-            maps = self._maker.direct(method, case, self._texts.of(case, located))
+        methods = list(dict.fromkeys(setting.method for setting in chosen)) if located else []
+        for method, maps in self._maker.conventional(methods, case, self._texts.of(case, located)).items():
             for setting in self._conventional(method):
                 scores[setting.key] = {
                     region.label: pointing(attribution, region)
@@ -140,14 +149,16 @@ class Stages:
         }
 
     def _conventional(self, method: str) -> list[Setting]:
-        signed = settings_of(method, "conventional", "signed", self._smoothings_px)
-        return signed + settings_of(method, "conventional", "absolute", self._smoothings_px)
+        signs: tuple[Sign, ...] = ("positive",) if method in self._aggregates else ("signed", "absolute")
+        return [setting for sign in signs for setting in settings_of(method, "conventional", sign, self._smoothings_px)]
 
     def _regions(self, case: Case) -> list[Region]:
         located = self._texts.located(case)
         return [region for region in case.regions if region.label in located]
 
-    def _attributions(self, case: Case, maps: TextMaps, setting: Setting) -> list[tuple[Region, Tensor]]:
+    def _attributions(
+        self, case: Case, maps: TextMaps | AggregateMaps, setting: Setting
+    ) -> list[tuple[Region, Tensor]]:
         return [
             (region, case.on_picture(maps.setting_map(setting, region.label, self._texts)))
             for region in self._regions(case)

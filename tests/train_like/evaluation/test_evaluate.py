@@ -41,6 +41,7 @@ TEST = (["Cardiomegaly"], [], ["Cardiomegaly", "Pleural Effusion"], ["Pleural Ef
 SENTENCES = {"No Finding": ["The lungs are clear.", "Normal heart."], "Cardiomegaly": ["Large heart.", "Wide heart."]}
 SENTENCES["Pleural Effusion"] = ["Left effusion.", "Pleural effusion on the right."]
 SHAP, OCCLUSION = "gradient_shap", "occlusion"
+TOGETHER = f"gradient + {OCCLUSION}"
 CONFIG = """
 model: {{name: medclip-vit, checkpoint: {checkpoint}}}
 validation: {{shards: "{folder}/validation-*.tar"}}
@@ -50,6 +51,7 @@ candidates:
   - {{name: gradient}}
   - {{name: occlusion, sliding_window_shapes: 112, strides: 112}}
   - {{name: gradient_shap, n_samples: 1}}
+aggregates: [[gradient, occlusion]]
 n: 3
 n_validation: 3
 n_matrix: 1
@@ -176,14 +178,15 @@ def test_metrics_are_finite_and_complete(first: Run, narrow_model: EmbeddingMode
     references = ["random", "centre prior", "Sobel edges", "mean mask of the label"]
     assert [each["setting"] for each in settings if each["is_reference"]] == references
     chosen = [(each["method"], each["sign"]) for each in settings if not each["is_reference"]]
-    assert chosen == [(method, sign) for method in ("gradient", OCCLUSION, SHAP) for sign in ("signed", "absolute")]
+    each_sign = [(method, sign) for method in ("gradient", OCCLUSION, SHAP) for sign in ("signed", "absolute")]
+    assert chosen == [*each_sign, (TOGETHER, "positive")]
     for each in settings:
         assert each["by_finding"].keys() == {"Cardiomegaly", "Pleural Effusion"}
         for metric in ("hit", "pointing", "mass", "rank"):
             assert 0 <= each[metric]["low"] <= each[metric]["mean"] <= each[metric]["high"] <= 1
             assert each[metric]["n"] == 2  # one of the three has no finding
-    assert len(metrics["localisation"]["every_setting"]) == 3 * 2 * 3 * 2
-    assert len(metrics["localisation"]["against_references"]) == 6 * 4
+    assert len(metrics["localisation"]["every_setting"]) == (3 * 2 + 1) * 3 * 2
+    assert len(metrics["localisation"]["against_references"]) == 7 * 4
     gradient_and_occlusion = {
         Setting(method, route, sign).key
         for method in ("gradient", OCCLUSION)
@@ -314,6 +317,7 @@ def test_worker_processes_score_the_same(first: Run, tmp_path: Path) -> None:
             f"model.checkpoint={save_checkpoint(tmp_path, seed=0)}",
             "workers=1",
             "candidates=[{name: gradient}]",
+            "aggregates=[]",
         ]
         config = load_config(EvaluateConfig, first.config, overrides)
         scorer = Scorer(config)
@@ -353,6 +357,11 @@ def test_scores_of_another_configuration_are_not_continued(first: Run, override:
         (["prompts.classes=[Nosuch]"], "class 'Nosuch' is unknown; choose one of"),
         (["smoothing_px=[]"], "smoothing_px is []; it lists standard deviations of 0 to 32 px; write [0]."),
         (["candidates=[{name: saliency}]"], "candidate 'saliency' is not linear; candidates are signed and linear"),
+        (
+            ["aggregates=[[gradient]]"],
+            "each lists two candidates or more, by their names in the report: gradient, occl",
+        ),
+        (["aggregates=[[gradient, saliency]]"], "aggregates holds ['gradient', 'saliency']; each lists two"),
         (["candidates=[{name: gradiant}]"], "Did you mean 'gradient'?"),
         (["n_validatoin=1"], "n_validation"),
     ],

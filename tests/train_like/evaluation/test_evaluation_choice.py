@@ -96,3 +96,11 @@ def test_a_table_has_nan_where_a_picture_has_not_the_finding() -> None:
     assert metric_table(pictures, SIGNED, "mass").isnan().all()
     assert metric_table(pictures, MEAN_MASK, "hit").shape == (3, 0)
     assert mean_over_findings(table) == 0.5  # a finding without a value does not count
+
+
+def test_an_aggregate_may_be_best_but_has_no_routes() -> None:
+    together = Setting(f"{BLUR.method} + gradient", "conventional", "positive")
+    hits = {BLACK: (1, 0), SIGNED: (1, 0), together: (1, 1)}
+    choice = choose(by_picture(*({each: {"Edema": row(hit[i])} for each, hit in hits.items()} for i in (0, 1))))
+    assert choice.best == together
+    assert choice.methods == [BLACK.method, SIGNED.method]

@@ -1,23 +1,17 @@
 """The maps that are scored, against the one door that both jobs use, and against closed forms."""
 
 import math
+from dataclasses import replace
 from itertools import product
 
 import pytest
 import torch
 from torch import Tensor
 
+from mapstack.aggregation import aggregate
 from mapstack.errors import ConfigError
 from mapstack.explainer import Explainer
-from mapstack.methods import (
-    AveragedIntegratedGradients,
-    Gradient,
-    GradientShap,
-    IntegratedGradients,
-    Method,
-    Occlusion,
-    Saliency,
-)
+from mapstack.methods import Gradient, GradientShap, IntegratedGradients, Method, Occlusion, Saliency
 from mapstack.prompts import TextGroup
 from tests.toys import CurvedModel
 from tests.train_like.evaluation.made import LABELS, PROMPTS, TEXTS, case_of, picture_of
@@ -198,38 +192,25 @@ def test_signs_of_a_settings_map() -> None:
     assert made("conventional", "signed", "ensemble", is_contrast=True) == [1, -1]
 
 
-def test_the_parts_of_a_mean_do_not_cancel_in_its_absolute_map() -> None:
-    rows = {TextKey(form, label): i for i, (form, label) in enumerate(product(FORMS, LABELS[:2]))}
-    first = torch.arange(6.0)[:, None, None] * torch.tensor([[1.0, -1.0]])
-    parts = torch.stack([first, -first + torch.tensor([[0.0, 2.0]])])
-    maps = TextMaps(rows, parts.mean(dim=0), parts=parts)
-
-    def made(sign: str, is_contrast: bool = False) -> list[float]:
-        setting = Setting("averaged", "conventional", sign, "prompt", is_contrast)
-        return maps.setting_map(setting, "Edema", TEXTS)[0].tolist()
-
-    assert made("signed") == [0, 1]  # the parts are [3, -3] and [-3, 5]
-    assert made("absolute") == [3, 4]
-    assert made("absolute", is_contrast=True) == [1, 1]  # and those of the contrast [-1, 1] and [1, -1]
-
-
-def test_a_mean_is_scored_by_its_parts(maker: MapMaker, case: Case) -> None:
-    averaged = AveragedIntegratedGradients(n_steps=2, baselines=("black", "white"))
-    texts = {TextKey("label", "Edema"): ("Edema",)}
-    made = MapMaker(maker.model, {"averaged": averaged}, seed=0).direct("averaged", case, texts)
-    parts = [MapMaker(maker.model, {"part": part}, seed=0).direct("part", case, texts) for part in averaged.parts()]
-    assert made.parts is not None
-    torch.testing.assert_close(made.parts, torch.stack([part.values for part in parts]))
-    torch.testing.assert_close(made.values, made.parts.mean(dim=0))
-    assert made.difference is not None
-    expected = torch.stack([part.difference for part in parts if part.difference is not None]).mean(dim=0)
-    torch.testing.assert_close(made.difference, expected)
-    assert all(part.parts is None for part in parts)
-
-
 def test_absolute_values_are_taken_before_smoothing() -> None:
     dipole = torch.zeros(1, 15, 15)
     dipole[0, 7, 7], dipole[0, 7, 8] = 1, -1
     maps = TextMaps({TextKey("ensemble", "Edema"): 0}, dipole)
     setting = Setting("gradient", "conventional", "absolute", smoothing_px=1.0)
     assert maps.setting_map(setting, "Edema", TEXTS).sum() == pytest.approx(2, abs=1e-5)
+
+
+def test_an_aggregate_is_made_of_the_signed_maps_of_a_setting_and_smoothed_at_last(maker: MapMaker, case: Case) -> None:
+    texts = {TextKey("label", label): (label,) for label in LABELS}
+    first, second = list(maker.methods)[:2]
+    name = f"{second} + {first}"
+    made = maker.conventional([first, name], case, texts)
+    assert list(made) == [first, name]
+    setting = Setting(name, "conventional", "positive", "label", is_contrast=True, smoothing_px=1.0)
+    singles = [
+        maker.direct(each, case, texts).setting_map(replace(setting, sign="signed", smoothing_px=0.0), "Edema", TEXTS)
+        for each in (second, first)
+    ]
+    expected = smoothed(aggregate(torch.stack(singles)), 1.0)
+    torch.testing.assert_close(made[name].setting_map(setting, "Edema", TEXTS), expected)
+    assert (expected != 0).any()

@@ -64,6 +64,23 @@ def test_every_setting_hits_where_the_model_looks(both: Case) -> None:
     assert hits(scores, "Edema") == hits(scores, "Cardiomegaly") == {1.0}
 
 
+def test_an_aggregate_is_one_more_method_of_one_sign(both: Case) -> None:
+    name = "gradient + occlusion"
+    stages = Stages(MAKER, TEXTS, SMOOTHINGS_PX, seed=0, aggregates=[name])
+    scores = stages.tune(both)
+    of_aggregate = {key for key in scores if Setting.parse(key).method == name}
+    assert scores.keys() == MAPS_OF_A_METHOD | of_aggregate
+    assert len(of_aggregate) == len(FORMS) * 2 * len(SMOOTHINGS_PX)
+    assert {Setting.parse(key).sign for key in of_aggregate} == {"positive"}
+    assert hits({key: scores[key] for key in of_aggregate}, "Edema") == {1.0}
+    # Chosen alone, it brings its members' maps, which are not scored.
+    best = Setting(name, "conventional", "positive", smoothing_px=0.5)
+    found = stages.localise(both, Choice({best: {"Edema": 0.5}}, {best: 1.0}, 1), {})
+    scored = {Setting.parse(key).method for key in found["settings"]} - set(REFERENCES)
+    assert scored == {name}
+    assert found["predicted"].keys() == {"Edema", "Cardiomegaly"}
+
+
 def test_no_setting_hits_where_the_model_does_not_look() -> None:
     swapped = {"Edema": box(SQUARE, *AROUND["Cardiomegaly"]), "Cardiomegaly": ELSEWHERE, "Unknown": ELSEWHERE}
     scores = STAGES.tune(case_of(MODEL, picture_of(), swapped))
