@@ -1,9 +1,10 @@
 """How long do answers take: through TorchServe on this machine, and by the same endpoint in one process?
 
-    python -m benchmarks.serving FOLDER [config=configs/serve.yaml] [n=30] [seconds=15]
+    OMP_WAIT_POLICY=PASSIVE python -m benchmarks.serving FOLDER [config=configs/serve.yaml] [n=30] [seconds=15]
 
 FOLDER is private to it: archive, logs and cache go there. It packs and starts a server of its own, asks it, stops it,
-prints two tables and ends with one JSON line. Client and server share the processor cores, as the table says.
+prints two tables and ends with one JSON line. Client and server share the processor cores, as the table says. The
+variable is what `serve start` gives its workers; here it is for the process that asks itself.
 """
 
 import json
@@ -105,6 +106,10 @@ def workloads(ask: Ask, n: int) -> Iterator[tuple[str, list[float]]]:
     yield (
         "a new text, stack in the cache, picture sent again",
         timed("explanations", 4 * n, lambda i: (kept, {"prompts": [f"mass {next(words)}"], **gradient})),
+    )
+    yield (
+        "the same, and an overlay as PNG",
+        timed("explanations", n, lambda i: (kept, {"prompts": [f"mass {next(words)}"], "output": "png", **gradient})),
     )
 
 

@@ -20,6 +20,9 @@ from serve.pack import pack
 from serve.server import Server, run_folder, start, stop
 
 _DEFAULT_CONFIG = "configs/serve.yaml"
+_AUTO = '{"name": "integrated_gradients", "n_steps": "auto"}'
+_FAR_SHARE = 0.1
+_FAR = f"a sum is more than 10 % off what it explains: so few steps are not complete; try --method '{_AUTO}'"
 _HELP = {
     "pack": "everything that the endpoint needs -> a TorchServe archive",
     "start": "TorchServe in the foreground",
@@ -34,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         0 done; 2 wrong usage or configuration; 4 the server failed or refused; 143 ended by a signal.
     """
-    options = _parser().parse_args(arguments)
+    options = _options(arguments)
     try:
         config = load_config(ServeConfig, options.config, options.overrides)
         if options.command == "pack":
@@ -58,6 +61,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return DONE
 
 
+def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Read arguments; key=value may stand anywhere, which argparse alone does not allow after an option."""
+    parser = _parser()
+    options, rest = parser.parse_known_args(arguments)
+    unknown = [each for each in rest if each.startswith("-") or "=" not in each]
+    if unknown:
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    options.overrides.extend(rest)
+    return options
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m serve", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -72,7 +86,7 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--config", default=_DEFAULT_CONFIG, help="YAML configuration of the server")
         command.add_argument("--prompt", action="append", default=[], help="a text; may come several times")
         command.add_argument("--against", help="a text that each prompt is contrasted with")
-        command.add_argument("--method", help="as the server's configuration calls it")
+        command.add_argument("--method", help="a name, or a JSON object with name and parameters")
         command.add_argument("--route", help="auto, direct, prompts or axes")
         command.add_argument(
             "--output", default="heat-map.png", help="where the heat map goes; .N is added for several"
@@ -146,22 +160,39 @@ def _explain(options: argparse.Namespace, config: ServeConfig) -> dict[str, Any]
         raise MapstackError(
             f"a file cannot be opened ({error.strerror}); it must be readable; correct the path."
         ) from None
+    target, written = Path(options.output), []
+    if not target.parent.is_dir():
+        raise MapstackError(f"folder '{target.parent}' does not exist; the heat map goes there; make it.")
     client = Client(options.url, config.name, token=token) if options.url else Client.of(config)
-    fields: dict[str, Any] = {"output": "png", "prompts": options.prompt or None}
-    for name in ("against", "method", "route"):
+    fields: dict[str, Any] = {"output": "png", "prompts": options.prompt or None, "method": _method(options.method)}
+    for name in ("against", "route"):
         if getattr(options, name) is not None:
             fields[name] = getattr(options, name)
     answer = client.explain(image, **fields)
-    target, written = Path(options.output), []
     for number, row in enumerate(answer["maps"]):
         path = target if len(answer["maps"]) == 1 else target.with_suffix(f".{number}{target.suffix}")
         path.write_bytes(base64.b64decode(row.pop("png")))
         written.append(str(path))
-        print(f"logit {row['logit']:+.3f}  residual {_number(row['residual'])}  {path}  {row['name']}", file=sys.stderr)
+        print(f"{path}  logit {row['logit']:+.3f}{_sum(row)}  {row['name']}", file=sys.stderr)
+    if answer["completeness"] == "in the limit of n_steps" and any(_is_far(row) for row in answer["maps"]):
+        print(_FAR, file=sys.stderr)
     if answer["note"]:
         print(f"note: {answer['note']}", file=sys.stderr)
     return {"command": "explain", "status": "done", "written": written, **answer}
 
 
-def _number(value: float | None) -> str:
-    return "none" if value is None else f"{value:+.3f}"
+def _method(written: str | None) -> Any:
+    if written is None or not written.lstrip().startswith("{"):
+        return written
+    try:
+        return json.loads(written)
+    except ValueError:
+        raise MapstackError(f"method '{written}' is no JSON; give a name, or an object as {_AUTO}.") from None
+
+
+def _sum(row: dict[str, Any]) -> str:
+    return "" if row["difference"] is None else f", map sums to {row['map_sum']:+.3f} of {row['difference']:+.3f}"
+
+
+def _is_far(row: dict[str, Any]) -> bool:
+    return bool(abs(row["residual"]) > _FAR_SHARE * abs(row["difference"]))

@@ -4,20 +4,16 @@ TorchServe's own command returns 0 with no Java and no model, and leaves the Jav
 this starts that process itself, waits until the model is READY, and says why where it never is.
 """
 
-import json
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
-
-import psutil
 
 from mapstack.endpoint.packed import BUSY_VARIABLE, CACHE_VARIABLE, LOAD_FAILED
 from mapstack.errors import ConfigError
@@ -26,12 +22,12 @@ from serve.config import ServeConfig, ServerConfig
 from serve.draining import wait_until_idle
 from serve.errors import AnswerError, ServerError
 from serve.keys import KEY_FILE
+from serve.processes import Family
 from serve.torchserve_files import LOGGING, METRICS, PROPERTIES, logging_xml, metrics_yaml, properties
 
 STATE = "server.json"
 _LOG, _JAVA_LOG, _BUSY = "logs/server.log", "logs/java.log", "busy"
 _POLL_S = 0.25
-_END_S = 20.0
 _MAX_DEATHS = 2
 
 
@@ -114,18 +110,22 @@ def start(config: ServeConfig) -> Server:
     _require_free_ports(config.server)
     _prepare(folder, config)
     server = Server(config, _launch(folder, config))
+    family = Family.of(server.pid)
     try:
-        (folder / STATE).write_text(json.dumps(_identity(server.pid)), encoding="utf-8")
+        family.write(folder / STATE)
         server.wait_until_ready()
     except BaseException:
-        _end(server.pid)
-        (folder / STATE).unlink(missing_ok=True)
+        family.end()
+        for name in (STATE, KEY_FILE):
+            (folder / name).unlink(missing_ok=True)
         raise
     return server
 
 
 def stop(config: ServeConfig) -> dict[str, Any]:
     """Let requests in flight finish, then end TorchServe with every process it started.
+
+    Where it has died, what it left behind is ended.
 
     Returns:
         Whether it was running, whether it was idle in the end, and how long that took.
@@ -134,17 +134,19 @@ def stop(config: ServeConfig) -> dict[str, Any]:
         ServerError: A process is still there.
     """
     folder = run_folder(config.server)
-    pid = _running(folder)
-    if pid is None:
+    family = Family.read(folder / STATE)
+    if family is None:
         return {"was_running": False}
-    begun = time.monotonic()
-    is_drained = wait_until_idle(Client.of(config, retries=0), folder / _BUSY, config.server.drain_s)
+    begun, was_running = time.monotonic(), family.is_led()
+    is_drained = was_running and wait_until_idle(Client.of(config, retries=0), folder / _BUSY, config.server.drain_s)
     # First, so that a `start` in the foreground sees that this end was wanted.
     (folder / STATE).unlink(missing_ok=True)
-    left = _end(pid)
+    left = family.end()
     (folder / KEY_FILE).unlink(missing_ok=True)
     if left:
         raise ServerError(f"processes {left} of TorchServe are still there; end them by hand.")
+    if not was_running:
+        return {"was_running": False}
     return {"was_running": True, "drained": is_drained, "seconds": round(time.monotonic() - begun, 1)}
 
 
@@ -160,12 +162,15 @@ def _require_archive(config: ServeConfig) -> None:
 
 
 def _require_not_running(folder: Path) -> None:
-    pid = _running(folder)
-    if pid is not None:
+    family = Family.read(folder / STATE)
+    if family is None:
+        return
+    if family.is_led():
         raise ConfigError(
-            f"a server with run folder '{folder}' is running (pid {pid}); a folder serves one; stop it, or set "
+            f"a server with run folder '{folder}' is running (pid {family.pid}); a folder serves one; stop it, or set "
             "server.run_folder to another."
         )
+    family.end()  # workers that a server which died has left behind
 
 
 def _require_free_ports(server: ServerConfig) -> None:
@@ -241,52 +246,7 @@ def _environment(folder: Path, config: ServeConfig) -> Mapping[str, str]:
         "PYTHONUNBUFFERED": "1",
         "OMP_NUM_THREADS": str(config.server.threads),
         "MKL_NUM_THREADS": str(config.server.threads),
+        "OMP_WAIT_POLICY": "PASSIVE",  # threads that wait leave the cores to the server and to other workers
         CACHE_VARIABLE: cache,
         BUSY_VARIABLE: str(folder / _BUSY),
     }
-
-
-def _identity(pid: int) -> dict[str, Any]:
-    # A pid is given out again; with its start time it names one process.
-    return {"pid": pid, "started": psutil.Process(pid).create_time()}
-
-
-def _running(folder: Path) -> int | None:
-    try:
-        state = json.loads((folder / STATE).read_text(encoding="utf-8"))
-        process = psutil.Process(state["pid"])
-        is_same = process.create_time() == state["started"] and process.status() != psutil.STATUS_ZOMBIE
-    except (OSError, ValueError, KeyError, psutil.Error):
-        return None
-    return int(state["pid"]) if is_same else None
-
-
-def _end(pid: int) -> list[int]:
-    """End a process with all its descendants; return the pids of those that stay."""
-    try:
-        parent = psutil.Process(pid)
-        family = [parent, *parent.children(recursive=True)]
-    except psutil.NoSuchProcess:
-        return []
-    for send in (_terminate, _kill):
-        for process in family:
-            send(process)
-        _, family = psutil.wait_procs(family, timeout=_END_S)
-        family = [process for process in family if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]
-        if not family:
-            return []
-    return [process.pid for process in family]
-
-
-def _quietly(act: Callable[[psutil.Process], None]) -> Callable[[psutil.Process], None]:
-    def try_to(process: psutil.Process) -> None:
-        try:
-            act(process)
-        except psutil.NoSuchProcess:
-            return
-
-    return try_to
-
-
-_terminate = _quietly(lambda process: process.send_signal(signal.SIGTERM))
-_kill = _quietly(lambda process: process.kill())

@@ -9,6 +9,7 @@ from typing import TypeVar
 import torch
 
 from mapstack.endpoint.answers import Answer, answer_logits, answer_maps, check_size, refuse
+from mapstack.endpoint.instances import join, split
 from mapstack.endpoint.maps import MapMaker, Mapped, MapSettings
 from mapstack.endpoint.refusals import Refusal, refusal_of
 from mapstack.endpoint.requests import Raw, Request, parse
@@ -16,11 +17,14 @@ from mapstack.endpoint.settings import EndpointConfig
 from mapstack.endpoint.stack_cache import CacheCounts, StackCache
 from mapstack.endpoint.subjects import StoredSamples, Subject, embed, find_subject
 from mapstack.endpoint.texts import RememberingText
+from mapstack.endpoint.threads import one_thread
 from mapstack.models import EmbeddingModel
 from mapstack.prompts import PromptSet
 from mapstack.readouts import TextReadout
 
 T = TypeVar("T")
+
+_JOINT_BYTES = 64  # what an answer to several requests holds beside theirs, for each
 
 
 @dataclass(frozen=True)
@@ -36,9 +40,22 @@ class CacheReport:
 class _Job:
     """One request on its way: it has an answer as soon as something is wrong with it."""
 
+    max_answer_bytes: int
     request: Request | None = None
     subject: Subject | None = None
     answer: Answer | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class _Call:
+    """One call of a client: one request, or several in KServe's form; `wants_maps` is None for the former."""
+
+    jobs: list[_Job]
+    wants_maps: bool | None
+
+    def answer(self) -> Answer:
+        answers = [_answered(job) for job in self.jobs]
+        return answers[0] if self.wants_maps is None else join(answers, wants_maps=self.wants_maps)
 
 
 class Endpoint:
@@ -75,11 +92,12 @@ class Endpoint:
     def answer(self, raws: Sequence[Raw]) -> list[Answer]:
         """Answer a batch of requests; one that is wrong, or fails, takes nothing from the others."""
         start = time.perf_counter()
-        jobs = [self._begin(raw) for raw in raws]
+        calls = [self._begin_call(raw) for raw in raws]
+        jobs = [job for call in calls for job in call.jobs]
         self._predict([job for job in jobs if job.answer is None and job.request and not job.request.wants_maps])
         self._explain([job for job in jobs if job.answer is None], start)
         seconds = time.perf_counter() - start
-        return [replace(_answered(job), seconds=seconds) for job in jobs]
+        return [replace(call.answer(), seconds=seconds) for call in calls]
 
     def report_cache(self) -> CacheReport:
         """Return what the cache did since the last report."""
@@ -91,15 +109,27 @@ class Endpoint:
     def _map_size(self) -> int:
         return self._config.map_size or self._model.preprocessing.image_size
 
-    def _begin(self, raw: Raw) -> _Job:
+    def _begin_call(self, raw: Raw) -> "_Call":
+        """Take a call apart into its requests, each of which may fill its share of the answer."""
+        limits = self._config.limits
+        try:
+            instances = split(raw, limits.max_instances)
+        except Refusal as refusal:
+            return _Call([_Job(limits.max_answer_bytes, answer=refuse(refusal))], None)
+        if instances is None:
+            return _Call([self._begin(raw, limits.max_answer_bytes)], None)
+        share = limits.max_answer_bytes // len(instances) - _JOINT_BYTES
+        return _Call([self._begin(each, share) for each in instances], raw.wants_maps)
+
+    def _begin(self, raw: Raw, max_answer_bytes: int) -> _Job:
         """Check a request and find its picture."""
-        limits, job = self._config.limits, _Job()
+        limits, job = self._config.limits, _Job(max_answer_bytes)
         try:
             job.request = parse(raw, self._config, self._prompt_set)
             job.subject = find_subject(
                 job.request, self._model, self._cache, self._stored, max_pixels=limits.max_pixels
             )
-            check_size(job.request, job.subject, self._map_size, limits.max_answer_bytes)
+            check_size(job.request, job.subject, self._map_size, max_answer_bytes)
         except Exception as error:
             job.answer = refuse(refusal_of(error))
         return job
@@ -131,14 +161,19 @@ class Endpoint:
         numbered = [(i, _known(job.request), _known(job.subject)) for i, job in enumerate(jobs)]
         outcomes = self._maps.make(numbered)
         for index, request, subject in numbered:
-            jobs[index].answer = self._finish(request, subject, outcomes[index], start)
+            job = jobs[index]
+            job.answer = self._finish(request, subject, outcomes[index], job.max_answer_bytes, start)
 
-    def _finish(self, request: Request, subject: Subject, outcome: Mapped | Exception, start: float) -> Answer:
+    @staticmethod
+    def _finish(
+        request: Request, subject: Subject, outcome: Mapped | Exception, max_bytes: int, start: float
+    ) -> Answer:
         try:
             if isinstance(outcome, Exception):
                 raise outcome
             seconds = time.perf_counter() - start
-            return answer_maps(request, subject, outcome, self._config.limits.max_answer_bytes, seconds)
+            with one_thread():
+                return answer_maps(request, subject, outcome, max_bytes, seconds)
         except Exception as error:
             return refuse(refusal_of(error))
 

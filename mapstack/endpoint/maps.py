@@ -12,6 +12,7 @@ from mapstack.endpoint.refusals import Refusal
 from mapstack.endpoint.requests import Request
 from mapstack.endpoint.stack_cache import AnyStack, StackCache, stack_name
 from mapstack.endpoint.subjects import StoredSamples, Subject
+from mapstack.endpoint.threads import one_thread
 from mapstack.errors import InputError
 from mapstack.explainer import Explainer, Explanation
 from mapstack.geometry import Geometry
@@ -104,16 +105,18 @@ class MapMaker:
             raise RuntimeError("a request without a picture was let pass.")
         readout = explainer.readout(request.groups)
         tag = _tag(explainer, request.groups)
-        chosen = _choose_route(explainer, readout, request.route)
-        # A maximum is attributed by the route "direct" itself; a stack takes the winner at the picture.
-        may_take_any_stack = request.route == "auto" and (readout.is_linear or chosen != "direct")
-        if may_take_any_stack:
-            stack = self._cache.find(explainer, subject.sha256, readout.span, tag)
+        with one_thread():
+            # A maximum is attributed by the route "direct" itself; a stack takes the winner at the picture.
+            may_take_any_stack = request.route == "auto" and (
+                readout.is_linear or _choose_route(explainer, readout, "auto") != "direct"
+            )
+            stack = self._cache.find(explainer, subject.sha256, readout.span, tag) if may_take_any_stack else None
             if stack is not None:
                 self._cache.counts.hits += 1
                 return Mapped(_project(stack, request.groups, explainer, subject.geometry), is_cached=True)
-            if chosen == "direct":
-                chosen = "prompts"  # no more rows, the same maps up to rounding, and a stack that can be kept
+            chosen = _choose_route(explainer, readout, request.route)
+        if may_take_any_stack and chosen == "direct":
+            chosen = "prompts"  # no more rows, the same maps up to rounding, and a stack that can be kept
         basis = Basis.of(readout.span) if chosen == "prompts" else None
         n_rows = {"direct": readout.n_rows, "axes": self._model.embed_dim}.get(chosen, len(basis or ()))
         image_size = self._model.preprocessing.image_size

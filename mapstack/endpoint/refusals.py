@@ -18,6 +18,7 @@ STATUS = {
     "missing_image": 400,
     "missing_prompts": 400,
     "too_many_prompts": 400,
+    "too_many_instances": 400,
     "bad_prompt": 400,
     "unknown_method": 400,
     "unknown_class": 400,

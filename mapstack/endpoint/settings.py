@@ -20,6 +20,7 @@ class LimitsConfig:
         max_pixels: Of the picture, height times width.
         max_answer_bytes: Of an answer's body.
         max_passes: Gradients or runs of the image model that one request may cost; a GPU takes ten times as many.
+        max_instances: Requests that one call in KServe's form may hold.
     """
 
     max_prompts: int = 64
@@ -28,9 +29,10 @@ class LimitsConfig:
     max_pixels: int = 50_000_000
     max_answer_bytes: int = 32 * 1024**2
     max_passes: int = 4096
+    max_instances: int = 4
 
     def __post_init__(self) -> None:
-        for key in ("max_prompts", "max_prompt_length", "max_image_bytes", "max_pixels", "max_passes"):
+        for key in ("max_prompts", "max_prompt_length", "max_image_bytes", "max_pixels", "max_passes", "max_instances"):
             at_least(f"limits.{key}", getattr(self, key), 1)
         at_least("limits.max_answer_bytes", self.max_answer_bytes, 1024)
         if self.max_prompt_length > MAX_TEXT_LENGTH:

@@ -2,14 +2,17 @@
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from mapstack.endpoint.threads import one_thread
 from mapstack.models import TextTower
 
 _CAPACITY = 4096
+_SMALL = 20_000_000  # parameters; the official text tower has 108 million
 
 
 class RememberingText(TextTower):
@@ -28,6 +31,7 @@ class RememberingText(TextTower):
         self.fingerprint = tower.fingerprint
         self.note = tower.note
         self.prompt_padding = tower.prompt_padding
+        self._is_small = sum(parameter.numel() for parameter in tower.parameters()) < _SMALL
         self._known: OrderedDict[str, Tensor] = OrderedDict()
 
     def _embed_padded(self, texts: list[str]) -> Float[Tensor, "n_prompts embed_dim"]:
@@ -44,6 +48,7 @@ class RememberingText(TextTower):
 
     def _embed(self, text: str) -> Float[Tensor, " embed_dim"]:
         if text not in self._known:
-            self._known[text] = self._tower.embed_texts([text])[0]
+            with one_thread() if self._is_small else nullcontext():
+                self._known[text] = self._tower.embed_texts([text])[0]
         self._known.move_to_end(text)
         return self._known[text]

@@ -47,7 +47,7 @@ def bad_requests(seed: int, image: bytes) -> Iterator[Bad]:
     chance = random.Random(seed)
     makers: list[Callable[[random.Random, bytes], Bad]] = [
         _wrong_field, _wrong_field, _raw_field, _unknown_field, _missing, _damaged_image, _no_json, _form, _noise,
-        _query,
+        _query, _instances,
     ]  # fmt: skip
     while True:
         yield chance.choice(makers)(chance, image)
@@ -158,6 +158,15 @@ def _form(chance: random.Random, image: bytes) -> Bad:
 def _noise(chance: random.Random, image: bytes) -> Bad:
     kinds = ["application/json", "text/plain", "image/png", "application/octet-stream", "x", "multipart/form-data"]
     return Bad(chance.randbytes(chance.randrange(1, 300)), chance.choice(kinds))
+
+
+def _instances(chance: random.Random, image: bytes) -> Bad:
+    """KServe's form: a wrong list, or a wrong instance beside a good one."""
+    wrong: list[Any] = [[], {}, None, 1, "x", [None], [[]], [{}] * 5, [[_good(image)]], {"0": _good(image)}]
+    bad = json.loads(_wrong_field(chance, image).body)
+    value = chance.choice([*wrong, [bad], [_good(image), bad], [{"instances": [_good(image)]}]])
+    beside: dict[str, Any] = {} if value in wrong else chance.choice([{}, {}, {"parameters": {}}])
+    return Bad(json.dumps({"instances": value, **beside}).encode())
 
 
 def _query(chance: random.Random, image: bytes) -> Bad:

@@ -1,14 +1,18 @@
 """When the client tries again, and when it does not."""
 
+import copy
 import http.server
 import json
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from serve import client as client_module
+from serve.cli import main
 from serve.client import Client
 from serve.errors import AnswerError, ServerError
 
@@ -83,3 +87,70 @@ def test_a_form_names_no_file() -> None:
         Client(url, token="secret").explain(b"picture")
     assert b'filename="image"' in bodies[0]
     assert b"secret" not in bodies[0]
+
+
+MAPS: dict[str, Any] = {
+    "completeness": "in the limit of n_steps",
+    "note": "a note",
+    "maps": [
+        {"name": "x", "logit": 1.5, "map_sum": 0.2, "difference": 1.0, "residual": -0.8, "png": "iVBORw=="},
+        {"name": "y", "logit": 2.5, "map_sum": 0.99, "difference": 1.0, "residual": -0.01, "png": "iVBORw=="},
+    ],
+}
+
+
+@pytest.fixture
+def picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(Path(__file__).parents[2])
+    (tmp_path / "x-ray.png").write_bytes(b"picture")
+    return tmp_path / "x-ray.png"
+
+
+def test_explain_writes_every_map_and_says_what_its_sum_misses(
+    picture: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: dict[str, object] = {}
+
+    def answer(self: Client, image: bytes, **fields: object) -> object:
+        asked.update(fields, image=image)
+        return copy.deepcopy(MAPS)
+
+    monkeypatch.setattr(Client, "explain", answer)
+    method = '{"name": "integrated_gradients", "n_steps": 7}'
+    target = picture.with_name("map.png")
+    arguments = ["explain", str(picture), "--prompt", "x", "--method", method, "--output", str(target), "name=other"]
+    assert main(arguments) == 0
+    assert asked == {"image": b"picture", "output": "png", "prompts": ["x"], "method": json.loads(method)}
+    out, err = capsys.readouterr()
+    assert json.loads(out)["written"] == [str(picture.with_name(f"map.{i}.png")) for i in range(2)]
+    assert "logit +1.500, map sums to +0.200 of +1.000  x" in err
+    assert "more than 10 % off" in err
+    complete = {**MAPS, "maps": MAPS["maps"][1:]}
+    monkeypatch.setattr(Client, "explain", lambda *_, **__: copy.deepcopy(complete))
+    assert main(arguments) == 0
+    assert "more than 10 % off" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--output", "no/such/folder/map.png"], "folder 'no/such/folder' does not exist"),
+        (["--method", "{name"], "is no JSON"),
+        (["--token-file", "no-such-file"], "cannot be opened"),
+        (["server.prot=1"], "prot"),
+    ],
+)
+def test_wrong_use_of_explain_is_said_in_one_line(
+    picture: Path, options: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["explain", str(picture), *options]) == 2
+    out, err = capsys.readouterr()
+    assert message in json.loads(out)["error"]
+    assert err.count("\n") == 1
+
+
+def test_what_is_no_setting_is_refused(picture: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["explain", str(picture), "--prompt", "x", "stray"])
+    assert ended.value.code == 2
+    assert "stray" in capsys.readouterr().err

@@ -168,6 +168,46 @@ def test_a_model_that_cannot_be_loaded_ends_the_start_with_the_reason(overrides:
     assert left == []
 
 
+@pytest.mark.fault("S13")
+@pytest.mark.parametrize("when", ["while it starts", "while it answers"])
+def test_a_start_ends_when_torchserve_dies(overrides: list[str], tmp_path: Path, image: bytes, when: str) -> None:
+    """A worker that computes does not notice that its server is gone: it must be ended."""
+    assert serve("pack", overrides).returncode == 0
+    server, output = Running(tuple(overrides)), tmp_path / "start.out"
+    if when == "while it starts":
+        with output.open("wb") as out:
+            process = subprocess.Popen(command("start", overrides), cwd=ROOT, stdout=out, stderr=subprocess.DEVNULL)
+        wait_until((server.folder / "server.json").exists)
+    else:
+        process, _ = start_in_background(overrides, tmp_path)
+        long = {"name": "integrated_gradients", "n_steps": 1000}
+        asking = threading.Thread(target=lambda: explain_in_vain(server, image, long))
+        asking.start()
+        wait_until(lambda: not is_free(server.folder / "busy"))
+    server.java().kill()
+    assert process.wait(timeout=60) == 4
+    line = last_line(output.read_text())
+    assert (line["status"], "TorchServe ended" in line["error"]) == ("stopped", True)
+    assert [each for each in psutil.process_iter() if str(server.folder) in " ".join(environment(each))] == []
+    assert not (server.folder / "key_file.json").exists()
+    if when == "while it answers":
+        asking.join()
+    assert last_line(serve("stop", overrides).stdout)["was_running"] is False
+
+
+def explain_in_vain(server: Running, image: bytes, method: dict[str, object]) -> None:
+    with pytest.raises(MapstackError):
+        server.client().explain(image, prompts=PROMPTS, method=method, route="direct")
+
+
+def environment(process: psutil.Process) -> list[str]:
+    """Workers do not name the run folder in their command line."""
+    try:
+        return [str(value) for value in process.environ().values()]
+    except psutil.Error:
+        return []
+
+
 @pytest.mark.fault("S14")
 def test_a_start_that_is_interrupted_leaves_no_process(overrides: list[str], tmp_path: Path) -> None:
     assert serve("pack", overrides).returncode == 0

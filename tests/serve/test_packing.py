@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from mapstack.models.medclip import save_random_medclip
 from tests.serve.asked import PROMPTS, body, picture_file
 from tests.serve.running import ROOT, Running, last_line, serve
 
@@ -105,6 +106,24 @@ def test_pack_says_what_it_made(tmp_path: Path, small_checkpoint: Path) -> None:
     assert len(line["sha256"]) == len(line["weights"]) == 64
     assert {"mapstack", "checkpoint", "medclip_handler.py"} <= set(line["contents"])
     assert sorted(path.name for path in archive.parent.iterdir()) == ["trial.mar"]
+
+
+@pytest.mark.long
+def test_a_checkpoint_of_the_official_size_and_layout_is_packed(tmp_path: Path, demo_checkpoint: Path) -> None:
+    """All 136.6 million parameters, as MedCLIP publishes them."""
+    vocabulary = (demo_checkpoint / "vocab.txt").read_text(encoding="utf-8").splitlines()
+    save_random_medclip(tmp_path / "official", tower="vit", sizes={}, vocabulary=vocabulary, seed=0)
+    run = pack(tmp_path, model__checkpoint=tmp_path / "official")
+    assert run.returncode == 0, run.stderr
+    line = last_line(run.stdout)
+    assert line["bytes"] > 4 * 136_600_000
+    with zipfile.ZipFile(tmp_path / "out" / "trial.mar") as archive:
+        assert archive.testzip() is None
+        weights = torch.load(archive.open("checkpoint/pytorch_model.bin"), weights_only=True)
+    assert "text_model.model.embeddings.position_ids" in weights
+    assert sum(each.numel() for name, each in weights.items() if "position_ids" not in name) == pytest.approx(
+        136.6e6, rel=1e-3
+    )
 
 
 @pytest.mark.fault("S18")

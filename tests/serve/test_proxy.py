@@ -101,6 +101,8 @@ def token_of(server: Running) -> str:
 def test_tokens_rates_and_health(proxy: Proxy, server: Running, image: bytes, figure: Callable[[str], None]) -> None:
     good = json.dumps(body(image, prompts=PROMPTS)).encode()
     assert proxy.send("POST", good, token_of(server))[0] == 200
+    assert proxy.send("POST", good, token_of(server), "/v1/models/medclip:predict")[0] == 200
+    assert proxy.send("POST", good, None, "/v1/models/medclip:predict")[0] == 401
     for token in (None, "", "x", secrets.token_hex(4)):
         status, answer = proxy.send("POST", good, token)
         assert (status, json.loads(answer)["error"]["code"]) == (401, "bad_token")

@@ -33,7 +33,14 @@ def refused(call: Callable[[], Any]) -> AnswerError:
 
 
 def send(
-    server: Running, body: bytes, kind: str, *, verb: str = "explanations", query: str = "", token: str | None = None
+    server: Running,
+    body: bytes,
+    kind: str,
+    *,
+    verb: str = "explanations",
+    path: str | None = None,
+    query: str = "",
+    token: str | None = None,
 ) -> tuple[int, bytes]:
     """Send bytes as they are, valid or not."""
     config = server.config
@@ -42,7 +49,7 @@ def send(
     connection = http.client.HTTPConnection(config.server.host, config.server.inference_port, timeout=120)
     try:
         headers = {"content-type": kind, "authorization": f"Bearer {token}"}
-        connection.request("POST", f"/{verb}/medclip{query}", body, headers)
+        connection.request("POST", path or f"/{verb}/medclip{query}", body, headers)
         response = connection.getresponse()
         return response.status, response.read()
     finally:

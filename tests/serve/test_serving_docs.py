@@ -19,7 +19,7 @@ SCHEMAS = yaml.safe_load((ROOT / "serve" / "openapi.yaml").read_text(encoding="u
 
 def test_every_curl_line_gets_its_answer(server: Running, image: bytes, tmp_path: Path) -> None:
     (block,) = re.findall(r"```bash\n(.*?)```", TEXT, re.DOTALL)
-    assert block.count("\ncurl ") == 5
+    assert block.count("\ncurl ") == 6
     script = block.replace("out/serve/key_file.json", str(server.folder / "key_file.json"))
     script = script.replace("127.0.0.1:8080", f"127.0.0.1:{server.config.server.inference_port}")
     (tmp_path / "x-ray.png").write_bytes(image)
@@ -30,9 +30,10 @@ def test_every_curl_line_gets_its_answer(server: Running, image: bytes, tmp_path
     )
     assert run.returncode == 0, (run.stdout, run.stderr)
     answers = [json.loads(line) for line in run.stdout.splitlines() if line.strip()]
-    assert [sorted(answer)[-1] for answer in answers] == ["predictions", "predictions", "unit", "unit"]
+    assert [sorted(answer)[-1] for answer in answers] == ["predictions", "predictions", "unit", "unit", "explanations"]
     assert [row["name"] for row in answers[0]["predictions"]] == ["small left pleural effusion", "no pleural effusion"]
     assert answers[2]["maps"][0]["name"] == "left pleural effusion rather than no pleural effusion"
+    assert answers[4]["explanations"][0]["maps"][0]["name"] == "left pleural effusion"
     assert (tmp_path / "heat-map.png").read_bytes().startswith(b"\x89PNG")
 
 
