@@ -6,9 +6,11 @@ FOLDER is on the disk to be measured. n synthetic X-rays of side x side pixels a
 as MIMIC-CXR-JPG with its tables (3.8 GB for 10,000 of 1280 px, 0.37 MB each; MIMIC-CXR's have 1.5 MB on average). They
 stay for the next call, and are removed by hand; the shards are removed.
 
-Both sides use the same number of processes. "Cold" means that the pages of the files were given back before each run
-(posix_fadvise, Linux only), as of a dataset that is larger than the memory; "cached" that they were just read, so that
-one side waits for no disk at all, while converting writes as much as it reads and waits until that is durable.
+All sides use the same number of processes. "Copying" reads and hashes as well, and writes the bytes one after another
+into files of 500, each durable: what any program costs that leaves a second copy on this disk. "Cold" means that the
+pages of the files were given back before each run (posix_fadvise, Linux only), as of a dataset that is larger than the
+memory; "cached" that they were just read, so that one side waits for no disk at all, while converting writes as much
+as it reads and waits until that is durable.
 """
 
 import gzip
@@ -31,6 +33,7 @@ from mapstack.phantom import phantom
 from train_like.datasets.tables import MIMIC_CLASSES
 
 _N_DRAWN = 64
+_N_PER_SHARD = 500
 
 
 def write_dataset(root: Path, n: int, side: int) -> None:
@@ -78,6 +81,20 @@ def read_and_hash(paths: list[str]) -> int:
     return n_bytes
 
 
+def copy_and_hash(paths: list[str], output: Path) -> int:
+    """Read files, take their sha256, and write them one after another into a file; answer their bytes."""
+    n_bytes = 0
+    with output.open("wb") as copy:
+        for path in paths:
+            with open(path, "rb") as file:
+                data = file.read()
+            hashlib.sha256(data).digest()
+            n_bytes += copy.write(data)
+        copy.flush()
+        os.fsync(copy.fileno())
+    return n_bytes
+
+
 def time_reading(paths: list[str], workers: int) -> tuple[float, int]:
     """Time reading and hashing alone [s], and count the bytes."""
     shares = [paths[number::workers] for number in range(workers)]
@@ -86,6 +103,19 @@ def time_reading(paths: list[str], workers: int) -> tuple[float, int]:
         started = time.perf_counter()
         n_bytes = sum(pool.map(read_and_hash, shares))
         return time.perf_counter() - started, n_bytes
+
+
+def time_copying(paths: list[str], folder: Path, workers: int) -> float:
+    """Time reading, hashing and writing [s]."""
+    folder.mkdir()
+    shares = [paths[first : first + _N_PER_SHARD] for first in range(0, len(paths), _N_PER_SHARD)]
+    with ProcessPoolExecutor(workers) as pool:
+        list(pool.map(read_and_hash, [[]] * workers))
+        started = time.perf_counter()
+        list(pool.map(copy_and_hash, shares, [folder / str(number) for number in range(len(shares))]))
+        seconds = time.perf_counter() - started
+    shutil.rmtree(folder)
+    return seconds
 
 
 def time_converting(root: Path, output: Path, n: int, workers: int) -> float:
@@ -100,7 +130,7 @@ def time_converting(root: Path, output: Path, n: int, workers: int) -> float:
         "dataset": {"root": str(root)},
         "output": str(output),
         "name": "made",
-        "n_per_shard": 500,
+        "n_per_shard": _N_PER_SHARD,
         "n_workers": workers,
     }
     config = merge(ShardsConfig, [layer])
@@ -122,18 +152,22 @@ def main(arguments: list[str]) -> None:
     paths = [str(path) for path in sorted(root.rglob("*.jpg"))]
     figures: dict[str, object] = {"n": n, "side_px": side, "workers": workers}
     for name in ("cold", "cached"):
-        alone, whole = [], []
+        alone, copied, whole = [], [], []
         for _ in range(rounds):
             prepare(paths, name)
             seconds, n_bytes = time_reading(paths, workers)
             alone.append(seconds)
             prepare(paths, name)
+            copied.append(time_copying(paths, folder / "copies", workers))
+            prepare(paths, name)
             whole.append(time_converting(root, folder / "shards", n, workers))
         figures["megabytes"] = round(n_bytes / 1e6)
         figures[name] = {
             "reading_and_hashing_per_s": round(n / median(alone)),
+            "copying_per_s": round(n / median(copied)),
             "converting_per_s": round(n / median(whole)),
             "ratio": round(median(alone) / median(whole), 3),
+            "ratio_to_copying": round(median(copied) / median(whole), 3),
         }
     print(json.dumps(figures))
 

@@ -40,9 +40,10 @@ class DatasetConfig:
         image_suffix: Of MIMIC-CXR's pictures, "jpg" or "dcm".
         reports: MIMIC-CXR's reports: the folder, or `mimic-cxr-reports.zip` as it is.
         table: Of a plain folder, the CSV file with a row a picture or a row a box; None for pictures alone.
-        columns: Its columns, `{meaning: name}`; meanings are those of `COLUMNS`.
+        columns: Its columns, `{meaning: name}`; meanings are those of `COLUMNS`, and an empty name leaves one out.
         separator: What stands between two labels in its column `labels`.
-        labeller: Whose labels MIMIC-CXR's samples get, "chexpert" or "negbio".
+        labeller: Whose labels MIMIC-CXR's samples get: "chexpert", "negbio", or "radiologist" (the test split, from
+            release 2.1.0 of MIMIC-CXR-JPG on).
         uncertain: What a label of -1 becomes: "apart" lists it under `uncertain` and not under `labels`; "positive"
             and "negative" decide.
         min_readers: A label of VinDr-CXR's training set counts from so many of its three radiologists on.
@@ -79,7 +80,7 @@ class DatasetConfig:
 
     def __post_init__(self) -> None:
         one_of("dataset.image_suffix", self.image_suffix, ("jpg", "dcm"))
-        one_of("dataset.labeller", self.labeller, ("chexpert", "negbio"))
+        one_of("dataset.labeller", self.labeller, ("chexpert", "negbio", "radiologist"))
         one_of("dataset.uncertain", self.uncertain, ("apart", "positive", "negative"))
         one_of("dataset.views", self.views, ("frontal", "lateral", "all"))
         one_of("dataset.absent", self.absent, ("fail", "leave_out"))

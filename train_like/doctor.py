@@ -35,6 +35,7 @@ PROBE_S = 10.0
 _CONSTRAINTS = Path(__file__).resolve().parent.parent / "requirements" / "constraints.txt"
 _PACKAGES = ("torch", "torchvision", "transformers", "medclip", "captum", "lightning", "webdataset", "numpy", "pillow")
 _DICOM_PACKAGES = ("pydicom", "pylibjpeg", "pylibjpeg-libjpeg", "pylibjpeg-openjpeg")
+_FETCH = " MedCLIP's own weights come with: python -m train_like weights configs/{}_weights.yaml"
 _MOST_ROWS = 8  # that the probe explains; the cost of further ones is that of these
 
 Lines = list[tuple[str, str]]
@@ -50,7 +51,7 @@ def examine(config: Config) -> Result:
     explainer, readout = _load(config, report)
     page.append(("Checkpoint", _checkpoint(explainer, config, report)))
     index = _index(config, report)
-    page.append(("Run", [] if explainer is None else _run(config, explainer, readout, index, report)))
+    page.append(("Run", [_samples(index, report), *_run(config, explainer, readout, report)]))
     page.append(("Problems", [("", problem) for problem in report["problems"]] or [("", "none")]))
     for title, lines in page:
         print(f"\n{title}")
@@ -71,7 +72,7 @@ def machine(report: dict[str, Any]) -> Lines:
         ("cores", f"{n_cores} usable, torch uses {torch.get_num_threads()}"),
         ("memory", format_bytes(memory)),
         ("accelerators", ", ".join(devices) or "none: maps are made on the CPU"),
-        ("precision", f"float32, and float64 (trainer.precision=64-true){_reduced_precision()}"),
+        ("precision", f"32-true, 64-true; of the image tower alone bf16-mixed, 16-mixed{_half_precision()}"),
     ]
     if torch.get_float32_matmul_precision() != "highest":
         report["problems"].append("float32 products are rounded (set_float32_matmul_precision); maps may differ.")
@@ -86,10 +87,10 @@ def _accelerators() -> list[str]:
     return [*found, "MPS"] if torch.backends.mps.is_available() else found
 
 
-def _reduced_precision() -> str:
+def _half_precision() -> str:
     if not torch.cuda.is_available():
         return ""
-    return "; the GPU also has bfloat16, which maps are not made in" if torch.cuda.is_bf16_supported() else ""
+    return "; this GPU has bfloat16" if torch.cuda.is_bf16_supported() else "; this GPU lacks bfloat16: take 16-mixed"
 
 
 def packages(report: dict[str, Any]) -> Lines:
@@ -138,7 +139,8 @@ def _load(config: Config, report: dict[str, Any]) -> tuple[Explainer | None, Tex
             explainer.model.to("cuda")
         return explainer, make_readout(config, explainer)
     except MapstackError as error:
-        report["problems"].append(str(error))
+        is_absent = not Path(config.model.checkpoint).is_dir() and config.model.name.startswith("medclip")
+        report["problems"].append(f"{error}{_FETCH.format(config.model.name.replace('-', '_')) if is_absent else ''}")
         return None, None
 
 
@@ -182,10 +184,18 @@ def _index(config: Config, report: dict[str, Any]) -> ShardIndex | None:
     return index.limited(config.data.limit)
 
 
-def _run(
-    config: Config, explainer: Explainer, readout: TextReadout | None, index: ShardIndex | None, report: dict[str, Any]
-) -> Lines:
+def _samples(index: ShardIndex | None, report: dict[str, Any]) -> tuple[str, str]:
+    if index is None:
+        return "samples", "unknown, see below"
+    n, n_shards = len(index.entries), len(index.shards)
+    report["samples"] = n
+    return "samples", f"{n} in {n_shards} shard{'' if n_shards == 1 else 's'}"
+
+
+def _run(config: Config, explainer: Explainer | None, readout: TextReadout | None, report: dict[str, Any]) -> Lines:
     """Say what the run takes on the disk and how long it lasts."""
+    if explainer is None:
+        return [("", "disk and time are known with a checkpoint")]
     try:
         basis = None if config.stack.basis == "axes" or readout is None else Basis.of(readout.span)
         manifest = describe_store(explainer, basis, encoding=config.stack.encoding, shards_digest="")
@@ -194,29 +204,33 @@ def _run(
     except MapstackError as error:
         report["problems"].append(str(error))
         return []
-    n = 0 if index is None else len(index.entries)
-    n_devices = max(1, torch.cuda.device_count()) * config.trainer.num_nodes
-    free = shutil.disk_usage(_existing(Path(config.output))).free
-    report |= {
-        "samples": n,
-        "bytes_per_sample": size.n_bytes,
-        "bytes_needed": n * size.n_bytes,
-        "bytes_free": free,
-        "seconds_per_sample": round(per_picture, 4),
-        "seconds_estimated": round(n * per_picture / n_devices, 1),
-    }
-    if n * size.n_bytes > free:
-        report["problems"].append(
-            f"the store needs {format_bytes(n * size.n_bytes)} and the disk of '{config.output}' has "
-            f"{format_bytes(free)} free; choose another output, codec, map_size or basis."
-        )
     most = "" if size.is_exact else "at most "
-    return [
-        ("samples", f"{n} in {0 if index is None else len(index.shards)} shards"),
+    report |= {"bytes_per_sample": size.n_bytes, "seconds_per_sample": round(per_picture, 4)}
+    lines = [
         ("stack", f"{config.method.name}, {config.stack.basis}, {most}{format_bytes(size.n_bytes)} a sample"),
-        ("disk", f"{most}{format_bytes(n * size.n_bytes)} needed, {format_bytes(free)} free"),
-        ("time", f"{per_picture:.3g} s a sample, {_duration(n * per_picture / n_devices)} on {n_devices} device(s)"),
-        ("", f"from a probe of {PROBE_S:.0f} s on {explainer.model.device}; reading and writing go on beside it"),
+        ("time", f"{per_picture:.3g} s a sample, from a probe of {PROBE_S:.0f} s on {explainer.model.device}"),
+    ]
+    if "samples" in report:
+        lines += _whole(config, explainer, report, most)
+    return lines
+
+
+def _whole(config: Config, explainer: Explainer, report: dict[str, Any], most: str) -> Lines:
+    """Say what all samples take."""
+    n_bytes = report["samples"] * report["bytes_per_sample"]
+    n_devices = (torch.cuda.device_count() if explainer.model.device.type == "cuda" else 1) * config.trainer.num_nodes
+    seconds = report["samples"] * report["seconds_per_sample"] / n_devices
+    free = shutil.disk_usage(_existing(Path(config.output))).free
+    report |= {"bytes_needed": n_bytes, "bytes_free": free, "seconds_estimated": round(seconds, 1)}
+    if n_bytes > free:
+        report["problems"].append(
+            f"the store needs {format_bytes(n_bytes)} and the disk of '{config.output}' has {format_bytes(free)} free; "
+            "choose another output, codec, map_size or basis."
+        )
+    devices = "1 device" if n_devices == 1 else f"{n_devices} devices"
+    return [
+        ("all samples", f"{_duration(seconds)} on {devices}; reading and writing go on beside it"),
+        ("disk", f"{most}{format_bytes(n_bytes)} needed, {format_bytes(free)} free"),
     ]
 
 

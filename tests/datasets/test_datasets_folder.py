@@ -244,11 +244,16 @@ def test_the_contact_sheet_shows_boxes(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"root": "nowhere"}, "dataset.root is 'nowhere'; it is the folder of a dataset"),
+        ({"root": "nowhere"}, "dataset.root 'nowhere' is not there; it is the folder of the dataset"),
+        ({"root": ""}, "dataset.root is empty; it is the folder of the dataset; set it"),
+        ({"images": __file__}, r"dataset.images '.*' is a file; it is the folder of the dataset"),
         ({"table": None}, "dataset.columns is set and dataset.table is not"),
         ({"columns": {"labels": "findings"}}, "dataset.columns names no path"),
         ({"columns": {"path": "file", "x": "uid"}}, "dataset.columns names x of a box; a box has x, y, width, height"),
-        ({"columns": {"path": "filename"}}, "lacks a column: column 'filename' is unknown; .*Did you mean 'file'"),
+        (
+            {"columns": {"path": "filename"}},
+            "dataset.columns.path is 'filename', which table .* lacks: .*Did you mean 'file'",
+        ),
         ({"splits": ["valid"]}, r"split 'valid' is none of the dataset's \(test, train\)"),
     ],
 )
@@ -268,3 +273,34 @@ def test_a_phantom_takes_no_dataset(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="source is 'phantom', which has no files"):
         convert(tmp_path / "out", "phantom", {"root": str(tmp_path)})
     assert json.dumps(convert(tmp_path / "out", "phantom", {}, n_samples=2, size=224).summary["samples"]) == "2"
+
+
+def test_more_samples_than_there_are_is_noted(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    convert(tmp_path / "out", "folder", settings(root), n_samples=20)
+    assert summary(tmp_path / "out")["notes"]["samples fewer than n_samples (all are taken)"] == 9
+    told = capsys.readouterr().err.splitlines()
+    assert "left out: 1 of another view" in told
+    assert "failed: 1 file is absent; the table lists it; fetch it, or set dataset.absent=leave_out." in told
+    assert "note: 9 samples fewer than n_samples (all are taken)" in told
+
+
+@pytest.mark.parametrize("list_files", [False, True])
+def test_an_output_that_cannot_be_written_is_named(root: Path, tmp_path: Path, list_files: bool) -> None:
+    put(tmp_path / "file", "")
+    with pytest.raises(
+        ShardError, match=r"folder '.*file/out' cannot be written \(Not a directory\); .* choose another"
+    ):
+        convert(tmp_path / "file" / "out", "folder", settings(root), list_files=list_files)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_what_may_not_be_read_is_named(root: Path, tmp_path: Path) -> None:
+    (root / "table.csv").chmod(0)
+    with pytest.raises(ShardError, match=r"table '.*table.csv' cannot be read \(Permission denied\); .* permissions"):
+        convert(tmp_path / "out", "folder", settings(root))
+    root.chmod(0)
+    try:
+        with pytest.raises(ShardError, match=r"cannot be read \(Permission denied\); .* mend their permissions"):
+            convert(tmp_path / "out", "folder", settings(root / "in"))
+    finally:
+        root.chmod(0o700)

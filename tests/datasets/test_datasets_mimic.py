@@ -173,6 +173,17 @@ def test_the_other_labeller_is_another_table(root: Path, tmp_path: Path) -> None
     assert (info["labels"], info["uncertain"]) == ([], ["Pneumonia"])
 
 
+def test_a_radiologist_read_the_reports_of_the_test_split(root: Path, tmp_path: Path) -> None:
+    theirs = ["Airspace Opacity" if name == "Lung Opacity" else name for name in CLASSES]
+    study = PICTURES[7][2]
+    path = root / "mimic-cxr-2.1.0-test-set-labeled.csv"
+    table(path, ("study_id", *theirs), [(study, *labels(Lung_Opacity="1.0", Edema="-1.0", Fracture="0.0"))])
+    dataset = {"root": str(root), "labeller": "radiologist", "splits": ["test"]}
+    convert(tmp_path / "out", "mimic_cxr", dataset)
+    info = infos(tmp_path / "out")[PICTURES[7][0]]
+    assert (info["labels"], info["uncertain"], info["negative"]) == (["Lung Opacity"], ["Edema"], ["Fracture"])
+
+
 def test_reports_are_read_from_the_folder_and_from_the_zip(root: Path, tmp_path: Path) -> None:
     places = [
         reports_folder(tmp_path / "reports"),
@@ -224,6 +235,10 @@ def test_what_is_not_laid_out_officially_is_named(root: Path, tmp_path: Path) ->
     put(tmp_path / "cut.zip", b"PK\3\4")
     with pytest.raises(ShardError, match="are no whole zip; the download may have broken off"):
         convert(tmp_path / "out", "mimic_cxr", {"root": str(root), "reports": str(tmp_path / "cut.zip")})
+    with pytest.raises(
+        ShardError, match=r"dataset\.root to the folder that holds it, .* Folder '.*/mimic-cxr-jpg' holds"
+    ):
+        convert(tmp_path / "out", "mimic_cxr", {"root": str(tmp_path)})
     for path in root.glob("mimic-cxr-2.0.0-split*"):
         path.unlink()
     with pytest.raises(ShardError, match=r"holds no mimic-cxr-2\.0\.0-split\.csv\.gz; "):
@@ -276,7 +291,15 @@ def test_sentences_with_boxes(root: Path, tmp_path: Path, release: str) -> None:
     assert info["labels"] == ["Edema", "Pleural Effusion"]
     assert (info["patient"], info["study"]) == (str(subject), str(study))
     assert info.get("split") == ("test" if release == "1.1.0" else None)
-    assert summary(tmp_path / "out")["notes"] == {"rows that repeat another (joined)": 1}
+    assert info["mimic_split"] == "train"
+    assert summary(tmp_path / "out")["notes"] == {
+        "pictures of MIMIC-CXR's training split (MedCLIP has seen them)": 1,
+        "rows that repeat another (joined)": 1,
+    }
+    for path in root.glob("*-split*"):
+        path.unlink()
+    convert(tmp_path / "alone", "ms_cxr", dataset)
+    assert "mimic_split" not in infos(tmp_path / "alone").popitem()[1]
 
 
 def test_boxes_of_another_frame_are_not_drawn(root: Path, tmp_path: Path) -> None:

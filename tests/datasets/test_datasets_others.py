@@ -153,6 +153,10 @@ def test_masks_of_another_frame_are_not_stored(tmp_path: Path) -> None:
 def test_chexpert_without_a_table_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ShardError, match=r"holds no train\.csv and no valid\.csv and no CheXpert/val_labels\.csv"):
         convert(tmp_path / "out", "chexpert", {"root": str(tmp_path)})
+    with pytest.raises(
+        ShardError, match=r"split 'val' is unknown; choose one of train, valid, test\. Did you mean 'valid'"
+    ):
+        convert(tmp_path / "out", "chexpert", {"root": str(tmp_path), "splits": ["val"]})
     assert len(PATHOLOGIES) == 10
 
 

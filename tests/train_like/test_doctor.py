@@ -63,6 +63,12 @@ def test_what_is_wrong_is_named_and_the_rest_goes_on(command: Callable[..., Ende
     assert "checkpoint 'nowhere' is not a folder" in ended.line["problems"][0]
     assert "'nowhere.tar' does not exist" in ended.line["problems"][1]
     assert "torch" in ended.line["packages"]
+    assert "samples              unknown, see below" in ended.out
+    ended = command("doctor", job_config, "model.checkpoint=nowhere")
+    assert ended.line["problems"][0].endswith("python -m train_like weights configs/medclip_vit_weights.yaml")
+    assert ended.line["samples"] == 7
+    assert "disk and time are known with a checkpoint" in ended.out
+    assert "seconds_estimated" not in command("doctor", job_config, "data.shards=nowhere.tar").line
 
 
 def test_a_disk_that_is_too_small_is_a_problem(

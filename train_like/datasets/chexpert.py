@@ -50,10 +50,14 @@ def read(config: DatasetConfig) -> Listing:
     """List the pictures of CheXpert or CheXlocalize.
 
     Raises:
-        ShardError: No table is there, or one is damaged, lacks a column, or names a file outside the folder.
+        ShardError: A split is unknown, no table is there, or one is damaged, lacks a column, or names a file outside
+            the folder.
         InputError: A file of segmentations is damaged.
     """
     root = Path(config.root)
+    for split in config.splits or ():
+        if split not in _TABLES:
+            raise ShardError(f"{unknown_name('split', split, list(_TABLES))} Correct dataset.splits.")
     notes: Counter[str] = Counter()
     rows: list[Row] = []
     for split, names in _TABLES.items():

@@ -2,11 +2,12 @@
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
-from mapstack.errors import ConfigError
+from mapstack.errors import ConfigError, ShardError
 from mapstack.job_configs import ShardsConfig
 from mapstack.store.disk import write_atomic
 from train_like.datasets.contact_sheet import FILE as CONTACT_SHEET
@@ -14,8 +15,8 @@ from train_like.datasets.contact_sheet import write_contact_sheet
 from train_like.datasets.loading import Rules
 from train_like.datasets.rows import Listing, Row
 from train_like.datasets.selection import Selection, select
-from train_like.datasets.summary import FAILURES, FILE, balance_table, summarise, write_summary
-from train_like.datasets.writing import Task, dataset_folder, plan, read_record, write_tasks
+from train_like.datasets.summary import FAILURES, FILE, account, balance_table, summarise, write_summary
+from train_like.datasets.writing import dataset_folder, plan, prepare_workers, read_record, writable, write_tasks
 from train_like.errors import DONE, SOME_FAILED
 from train_like.result import Result
 
@@ -30,18 +31,21 @@ def convert(config: ShardsConfig) -> Result:
         ShardError: The dataset is not laid out as its publisher does, or the folder holds other shards.
         StoppedError: The disk is full, or a reading process died.
     """
-    selection = select(read_listing(config), config.dataset, config.n_samples, config.seed)
+    n_workers = 1 if config.list_files else config.n_workers or (os.cpu_count() or 1) + 1
+    prepare_workers(n_workers)
+    selection = _selected(config)
     if config.list_files:
         return _list_files(config, selection)
     folder = Path(config.output)
     rules = Rules(config.dataset.check, config.dataset.accept_burned_in, config.dataset.keep_dicom)
     tasks = plan(selection.rows, rules, folder, config.name, config.n_per_shard)
     with dataset_folder(folder, config.name, tasks, overwrite=config.overwrite):
-        write_tasks(tasks, config.n_workers or (os.cpu_count() or 1) + 1)
-        summary = summarise(config, selection, tasks)
-        write_summary(folder, summary, tasks)
-        write_contact_sheet(folder, _written(selection.rows, tasks), rules)
-    print(balance_table(summary), file=sys.stderr)
+        write_tasks(tasks, n_workers)
+        records = [read_record(task.record) for task in tasks]
+        summary = summarise(config, selection, tasks, records)
+        write_summary(folder, summary, records)
+        write_contact_sheet(folder, _written(selection.rows, records), rules)
+    print(f"{balance_table(summary)}\n{account(summary)}".rstrip(), file=sys.stderr)
     return Result(
         SOME_FAILED if summary["failed"] else DONE,
         {
@@ -58,17 +62,30 @@ def convert(config: ShardsConfig) -> Result:
     )
 
 
+def _selected(config: ShardsConfig) -> Selection:
+    try:
+        return select(read_listing(config), config.dataset, config.n_samples, config.seed)
+    except OSError as error:
+        raise ShardError(
+            f"'{error.filename}' cannot be read ({error.strerror or type(error).__name__}); folders and tables of a "
+            "dataset must be readable; mend their permissions, or choose another dataset.root."
+        ) from None
+
+
 def read_listing(config: ShardsConfig) -> Listing:
     """Read the tables of the configured dataset.
 
     Raises:
-        ConfigError: Its folder is not named, or is none.
+        ConfigError: Its folder is not named, is not there, or is none.
         ShardError: A table is missing, damaged, or lacks a column.
     """
     for key in ("root", "images"):
         path = getattr(config.dataset, key)
-        if (key == "root" and not path) or (path and not Path(path).is_dir()):
-            raise ConfigError(f"dataset.{key} is '{path or ''}'; it is the folder of a dataset; set it to one.")
+        if key == "root" and not path:
+            raise ConfigError("dataset.root is empty; it is the folder of the dataset; set it.")
+        if path and not Path(path).is_dir():
+            found = "a file" if Path(path).exists() else "not there"
+            raise ConfigError(f"dataset.{key} '{path}' is {found}; it is the folder of the dataset; correct the path.")
     module = import_module(f"train_like.datasets.{config.source}")
     listing: Listing = module.read(config.dataset)
     return listing
@@ -79,11 +96,12 @@ def _list_files(config: ShardsConfig, selection: Selection) -> Result:
     base = config.dataset.images or config.dataset.root
     names = [os.path.relpath(row.path, base) for row in selection.rows]
     path = Path(config.output) / FILE_LIST
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, "".join(f"{name}\n" for name in names).encode())
+    with writable(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, "".join(f"{name}\n" for name in names).encode())
     return Result(DONE, {"output": config.output, "files": str(path), "expected": len(names)})
 
 
-def _written(rows: Sequence[Row], tasks: Sequence[Task]) -> list[Row]:
-    keys = {sample["key"] for task in tasks for sample in read_record(task.record)["samples"]}
+def _written(rows: Sequence[Row], records: Iterable[Mapping[str, Any]]) -> list[Row]:
+    keys = {sample["key"] for record in records for sample in record["samples"]}
     return [row for row in rows if row.key in keys]

@@ -16,9 +16,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from mapstack.dataset_configs import DatasetConfig
-from mapstack.errors import ConfigError, ShardError
+from mapstack.errors import ConfigError, ShardError, unknown_name
 from train_like.datasets.rows import Finding, Listing, Row, in_folder, unique
-from train_like.datasets.tables import box_between, box_of, read_table
+from train_like.datasets.tables import box_between, box_of, read_header, read_table
 
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".dcm", ".dicom")
 _CORNER_AND_SIZE = ("x", "y", "width", "height")
@@ -29,7 +29,8 @@ def read(config: DatasetConfig) -> Listing:
     """List the pictures of a folder.
 
     Raises:
-        ConfigError: `columns` does not name the table's paths, or names a part of a box only.
+        ConfigError: `columns` does not name the table's paths, names a part of a box only, or a column that the table
+            lacks.
         ShardError: The table cannot be read, lacks a column, or names a file outside the folder.
     """
     root = Path(config.images or config.root)
@@ -37,10 +38,13 @@ def read(config: DatasetConfig) -> Listing:
         if config.columns:
             raise ConfigError("dataset.columns is set and dataset.table is not; columns are those of a table; name it.")
         return Listing([Row(_without_suffix(name), str(root / name)) for name in _walk(root)], has_views=False)
+    table = Path(config.table)
+    config = replace(config, columns={meaning: name for meaning, name in config.columns.items() if name})
     _require_columns(config.columns)
+    _require_named(config.columns, table)
     notes: Counter[str] = Counter()
     rows: dict[str, Row] = {}
-    for fields in read_table(Path(config.table), list(config.columns.values())):
+    for fields in read_table(table, list(config.columns.values())):
         told = {meaning: fields[name] for meaning, name in config.columns.items()}
         row = _row(told, root, config, notes)
         known = rows.get(row.id)
@@ -69,6 +73,16 @@ def _require_columns(columns: Mapping[str, str]) -> None:
         if given and len(given) != len(form):
             raise ConfigError(
                 f"dataset.columns names {', '.join(given)} of a box; a box has {', '.join(form)}; name all four."
+            )
+
+
+def _require_named(columns: Mapping[str, str], table: Path) -> None:
+    header = read_header(table)
+    for meaning, name in columns.items():
+        if name not in header:
+            raise ConfigError(
+                f"dataset.columns.{meaning} is '{name}', which table '{table}' lacks: "
+                f"{unknown_name('column', name, header)} Or leave it out: dataset.columns.{meaning}=''."
             )
 
 

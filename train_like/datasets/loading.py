@@ -218,4 +218,4 @@ def thumbnail(sample: Sample, side: int) -> tuple[Image.Image, float]:
         image = open_upright(sample.image, MAX_PIXELS)
     scale = side / max(image.size)
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
-    return image.convert("RGB").resize(size, Image.Resampling.BILINEAR), scale
+    return image.resize(size, Image.Resampling.BILINEAR).convert("RGB"), scale

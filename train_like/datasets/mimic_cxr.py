@@ -7,6 +7,8 @@ Layout of MIMIC-CXR-JPG (`root`; the tables as they are, or unpacked):
     mimic-cxr-2.0.0-split.csv.gz      dicom_id, study_id, subject_id, split (train, validate, test)
     mimic-cxr-2.0.0-chexpert.csv.gz   subject_id, study_id and the 14 classes: 1.0, 0.0, -1.0 or empty
     mimic-cxr-2.0.0-negbio.csv.gz     the same
+    mimic-cxr-2.1.0-test-set-labeled.csv   study_id and the 14 classes, as one radiologist read the test set's reports
+                                           (from 2.1.0 on; "Airspace Opacity" is the class "Lung Opacity")
 
 Of MIMIC-CXR: the DICOM files, `files/p10/.../DICOM_ID.dcm` (`images`), and the reports of the studies,
 `files/p10/p10000032/s50414267.txt`, unpacked or in `mimic-cxr-reports.zip` (`reports`).
@@ -27,11 +29,15 @@ from pathlib import Path
 from mapstack.dataset_configs import DatasetConfig
 from mapstack.errors import ConfigError, ShardError
 from train_like.datasets.rows import Listing, ReportFile, Row
-from train_like.datasets.tables import MIMIC_CLASSES, find_file, read_table, ternary_labels
+from train_like.datasets.tables import MIMIC_CLASSES, find_file, read_header, read_table, ternary_labels
 
 METADATA = "mimic-cxr-2.0.0-metadata.csv.gz"
 SPLIT = "mimic-cxr-2.0.0-split.csv.gz"
-LABELS = "mimic-cxr-2.0.0-{labeller}.csv.gz"
+LABELS = {
+    "chexpert": "mimic-cxr-2.0.0-chexpert.csv.gz",
+    "negbio": "mimic-cxr-2.0.0-negbio.csv.gz",
+    "radiologist": "mimic-cxr-2.1.0-test-set-labeled.csv",
+}
 
 _VIEW_CODES = {
     "antero-posterior": "AP",
@@ -39,6 +45,7 @@ _VIEW_CODES = {
     "lateral": "LATERAL",
     "left lateral": "LL",
 }
+_SYNONYM = "Airspace Opacity"  # of "Lung Opacity"
 _Labels = tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]
 
 
@@ -52,7 +59,7 @@ def read(config: DatasetConfig) -> Listing:
     root, images = Path(config.root), Path(config.images or config.root)
     notes: Counter[str] = Counter()
     splits = read_splits(root)
-    labels = _read_labels(find_file(root, [LABELS.format(labeller=config.labeller)]), notes)
+    labels = _read_labels(find_file(root, [LABELS[config.labeller]]), notes)
     report_of = _report_finder(config.reports)
     rows = []
     columns = ("dicom_id", "subject_id", "study_id", "ViewPosition")
@@ -107,7 +114,10 @@ def read_splits(root: Path) -> dict[str, str]:
 
 def _read_labels(path: Path, notes: Counter[str]) -> dict[str, _Labels]:
     labels: dict[str, _Labels] = {}
-    for fields in read_table(path, ("study_id", *MIMIC_CLASSES)):
+    header = read_header(path)
+    theirs = [_SYNONYM if name == "Lung Opacity" and _SYNONYM in header else name for name in MIMIC_CLASSES]
+    for fields in read_table(path, ("study_id", *theirs)):
+        fields["Lung Opacity"] = fields.get(_SYNONYM, fields.get("Lung Opacity", ""))
         told = ternary_labels(fields, MIMIC_CLASSES, path)
         if labels.setdefault(fields["study_id"], told) is not told:
             notes["studies that the labeller's table holds again (the first row is taken)"] += 1

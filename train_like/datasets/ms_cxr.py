@@ -4,7 +4,9 @@ Layout: `root` holds MS_CXR_Local_Alignment_v1.0.0.csv (release 0.1) or MS_CXR_L
 are boxes: dicom_id, category_name, label_text, path, x, y, w, h [px of the original picture], image_width,
 image_height, and from 1.1.0 on split. `images` is the folder of MIMIC-CXR-JPG, in which `path` begins with `files/`.
 
-A row is a box; a sentence may have several. A sample is a picture with all its sentences.
+A row is a box; a sentence may have several. A sample is a picture with all its sentences. `split` (train, val, test) is
+MS-CXR's own: where `images` holds MIMIC-CXR-JPG's table of splits, a sample's json has that one as `mimic_split`, for
+a model that was trained on MIMIC-CXR has seen its pictures of "train".
 
 Source:
     Boecking et al., MS-CXR: Making the Most of Text Semantics to Improve Biomedical Vision-Language Processing,
@@ -17,6 +19,7 @@ from pathlib import Path
 
 from mapstack.dataset_configs import DatasetConfig
 from mapstack.errors import ShardError
+from train_like.datasets.mimic_cxr import SPLIT, read_splits
 from train_like.datasets.rows import Finding, Listing, Row, in_folder, unique
 from train_like.datasets.tables import box_of, find_file, number, read_table
 
@@ -34,6 +37,9 @@ def read(config: DatasetConfig) -> Listing:
     images = Path(config.images or config.root)
     notes: Counter[str] = Counter()
     rows: dict[str, Row] = {}
+    splits = (
+        read_splits(images) if any((images / name).is_file() for name in (SPLIT, SPLIT.removesuffix(".gz"))) else {}
+    )
     for fields in read_table(path, _COLUMNS):
         name = Path(fields["path"]).with_suffix(f".{config.image_suffix}")
         try:
@@ -44,7 +50,10 @@ def read(config: DatasetConfig) -> Listing:
         if box is None:
             notes["boxes without numbers (the sentence stays)"] += 1
         finding = Finding(fields["category_name"], box, fields["label_text"])
-        row = rows.setdefault(name.stem, _row(fields, name, picture))
+        if name.stem not in rows:
+            rows[name.stem] = _row(fields, name, picture, splits.get(name.stem))
+            notes["pictures of MIMIC-CXR's training split (MedCLIP has seen them)"] += splits.get(name.stem) == "train"
+        row = rows[name.stem]
         if finding in row.findings:
             notes["rows that repeat another (joined)"] += 1
             continue
@@ -54,7 +63,7 @@ def read(config: DatasetConfig) -> Listing:
     return Listing(list(rows.values()), notes, has_views=False)
 
 
-def _row(fields: dict[str, str], name: Path, picture: str) -> Row:
+def _row(fields: dict[str, str], name: Path, picture: str, mimic_split: str | None) -> Row:
     height, width = (number(fields[side]) for side in ("image_height", "image_width"))
     has_frame = height > 0 and width > 0
     folders = name.parts
@@ -66,4 +75,5 @@ def _row(fields: dict[str, str], name: Path, picture: str) -> Row:
         # files/p10/p10000032/s50414267/DICOM_ID.jpg
         patient=folders[-3][1:] if len(folders) > 3 else None,
         study=folders[-2][1:] if len(folders) > 2 else None,
+        extra={} if mimic_split is None else {"mimic_split": mimic_split},
     )

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from mapstack.dataset_configs import DatasetConfig
 from mapstack.errors import ShardError
-from train_like.datasets.rows import Finding, Listing, Row, in_folder
+from train_like.datasets.rows import Finding, Listing, Row, in_folder, unique
 from train_like.datasets.tables import box_of, find_file, read_table
 
 ENTRIES = ("Data_Entry_2017_v2020.csv", "Data_Entry_2017.csv")
@@ -48,7 +48,7 @@ def read(config: DatasetConfig) -> Listing:
     rows = []
     for fields in read_table(path, ("Image Index", "Finding Labels", "Patient ID", "View Position")):
         name = fields["Image Index"]
-        labels = tuple(label for label in fields["Finding Labels"].split("|") if label)
+        labels = unique(label for label in fields["Finding Labels"].split("|") if label)
         findings = tuple(boxes.get(name, ()))
         notes["boxes whose label the picture's labels lack"] += sum(each.label not in labels for each in findings)
         rows.append(

@@ -51,6 +51,8 @@ def select(listing: Listing, config: DatasetConfig, n_samples: int | None, seed:
     if n_samples is not None and n_samples < len(rows):
         left_out["not drawn at random"] = len(rows) - n_samples
         rows = draw(rows, n_samples, seed)
+    elif n_samples is not None:
+        notes["samples fewer than n_samples (all are taken)"] = n_samples - len(rows)
     if not rows:
         reasons = ", ".join(f"{reason}: {n}" for reason, n in left_out.items()) or "its tables list none"
         raise ShardError(f"no sample of the dataset is left ({reasons}); check dataset.root, splits and views.")
@@ -103,6 +105,9 @@ def _present(rows: list[Row], left_out: Counter[str]) -> list[Row]:
 
 
 def _relabelled(row: Row, uncertain: str, rename: Mapping[str, str]) -> Row:
+    if uncertain == "apart" and not rename:
+        return row
+
     def renamed(labels: Iterable[str]) -> tuple[str, ...]:
         return unique(name for name in (rename.get(label, label) for label in labels) if name)
 

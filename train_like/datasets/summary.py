@@ -11,21 +11,22 @@ from typing import Any
 from mapstack.job_configs import ShardsConfig
 from mapstack.store.disk import write_atomic
 from train_like.datasets.selection import Selection
-from train_like.datasets.writing import Task, read_record
+from train_like.datasets.writing import Task
 
 FILE = "dataset.json"
 FAILURES = "failed.jsonl"
 
 
-def summarise(config: ShardsConfig, selection: Selection, tasks: Sequence[Task]) -> dict[str, Any]:
+def summarise(
+    config: ShardsConfig, selection: Selection, tasks: Sequence[Task], records: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
     """Sum up the records of all shards; nothing in it depends on when or how often the command ran."""
     labels: dict[str, Counter[str]] = {}
     counts = {name: Counter[str]() for name in ("split", "view", "patient", "study")}
     notes, failures, totals = Counter(selection.notes), Counter[str](), Counter[str]()
     sizes: list[tuple[int, int]] = []
     shards = []
-    for task in tasks:
-        record = read_record(task.record)
+    for task, record in zip(tasks, records, strict=True):
         for sample in record["samples"]:
             _count_labels(sample, labels)
             for name, counter in counts.items():
@@ -78,9 +79,9 @@ def _spread(values: Sequence[int]) -> dict[str, int]:
     return {"least": min(values), "median": median_low(values), "most": max(values)} if values else {}
 
 
-def write_summary(folder: Path, summary: Mapping[str, Any], tasks: Iterable[Task]) -> None:
+def write_summary(folder: Path, summary: Mapping[str, Any], records: Iterable[Mapping[str, Any]]) -> None:
     """Write dataset.json, and failed.jsonl with a line for each sample that could not be written."""
-    failed = [each for task in tasks for each in read_record(task.record)["failed"]]
+    failed = [each for record in records for each in record["failed"]]
     lines = "".join(json.dumps(each, sort_keys=True) + "\n" for each in failed)
     write_atomic(folder / FAILURES, lines.encode())
     write_atomic(folder / FILE, (json.dumps(summary, indent=1, ensure_ascii=False) + "\n").encode())
@@ -103,3 +104,14 @@ def balance_table(summary: Mapping[str, Any]) -> str:
             f"{name:{width}} {counts['positive']:10} {share:>8} {counts['uncertain']:10} {counts['negative']:9}"
         )
     return "\n".join(lines)
+
+
+def account(summary: Mapping[str, Any]) -> str:
+    """Write for people what was left out, what failed and what was remarked, a line each; "" where nothing was.
+
+    Example:
+        >>> print(account({"left_out": {"of another view": 8}, "failures": {}, "notes": {}}))
+        left out: 8 of another view
+    """
+    kinds = (("left out", "left_out"), ("failed", "failures"), ("note", "notes"))
+    return "\n".join(f"{kind}: {n} {reason}" for kind, name in kinds for reason, n in summary[name].items())

@@ -17,6 +17,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
@@ -71,17 +72,35 @@ def dataset_folder(folder: Path, name: str, tasks: Sequence[Task], *, overwrite:
     """Hold the folder of a dataset's shards while they are written; what is made in it only owner and group can read.
 
     Raises:
-        ShardError: It holds other shards, or another job writes there.
+        ShardError: It holds other shards, another job writes there, or nobody can.
     """
     previous = os.umask(_OTHERS_MAY_NOT)
     try:
-        (folder / PARTS).mkdir(parents=True, exist_ok=True)
-        with (folder / PARTS / "lock").open("w") as lock:
+        with writable(folder):
+            (folder / PARTS).mkdir(parents=True, exist_ok=True)
+            file = (folder / PARTS / "lock").open("w")
+        with file as lock:
             _take(lock.fileno(), folder)
             _require_same_plan(folder, name, tasks, overwrite=overwrite)
             yield
     finally:
         os.umask(previous)
+
+
+@contextmanager
+def writable(folder: Path) -> Iterator[None]:
+    """Say what an OSError of the block means for a folder that is to be written.
+
+    Raises:
+        ShardError: There was one.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise ShardError(
+            f"folder '{folder}' cannot be written ({error.strerror or type(error).__name__}); the shards go there; "
+            "mend its permissions, or choose another output."
+        ) from None
 
 
 def _take(fd: int, folder: Path) -> None:
@@ -111,6 +130,20 @@ def _require_same_plan(folder: Path, name: str, tasks: Sequence[Task], *, overwr
     for record in (folder / PARTS).glob("*.json"):
         record.unlink()
     write_atomic(path, content)
+
+
+def prepare_workers(n_workers: int) -> None:
+    """Start the process that the writing ones are forked from, which loads its modules beside what goes on here."""
+    if n_workers > 1:
+        _context()
+        forkserver.ensure_running()
+
+
+def _context() -> Any:
+    # Not forked from this process: that would copy the locks of its threads.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    return context
 
 
 def write_tasks(tasks: Sequence[Task], n_workers: int) -> None:
@@ -145,9 +178,7 @@ def _stopped(error: OSError) -> StoppedError:
 
 
 def _write_side_by_side(tasks: Sequence[Task], n_workers: int, bar: Any) -> None:
-    # Not forked from this process: that would copy the locks of its threads.
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
+    context = _context()
     counter = context.Value("q", 0)
     with ProcessPoolExecutor(n_workers, context, initializer=_begin, initargs=(counter,)) as pool:
         running: set[Future[None]] = {pool.submit(_write_counted, task) for task in tasks}
