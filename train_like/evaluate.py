@@ -10,7 +10,6 @@ from typing import Any
 from tqdm import tqdm
 
 from mapstack import __version__
-from mapstack.errors import InputError
 from mapstack.job_configs import EvaluateConfig
 from train_like.errors import DONE
 from train_like.evaluation.charts import draw_charts
@@ -68,18 +67,14 @@ class _Run:
 
         All of it by its peaks, some of it in full, a few pictures at great cost.
         """
+        self.scorer.validation.require_region(self.scorer.texts.findings, "validation")
+        self.scorer.test.require_region(self.scorer.texts.findings, "test")
         validation = self.scorer.validation.keys
         with Workers(self._config, self.scorer) as workers:
             self._each(workers, TUNE, validation, None)
             choice = choose({key: self.journal.stage(TUNE)[key] for key in validation})
             for stage in (LOCALISE, MATRIX, AXES, CASCADE):
-                keys = self.keys()[stage]
-                if not keys:
-                    raise InputError(
-                        f"none of {len(self.scorer.test.keys)} test pictures has a region of a class of the prompt "
-                        "set; maps are scored on pictures with boxes or masks; give shards that have them."
-                    )
-                self._each(workers, stage, keys, choice)
+                self._each(workers, stage, self.keys()[stage], choice)
         return choice
 
     def describe(self, choice: Choice) -> dict[str, Any]:

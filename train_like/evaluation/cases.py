@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mapstack.config import DataConfig
 from mapstack.dicom import DicomRule
-from mapstack.errors import ShardError
+from mapstack.errors import InputError, ShardError
 from mapstack.images import Picture, Prepared, Preprocessing, decode, prepare
 from mapstack.metrics.chexlocalize import MIMIC_LABELS, GroundTruth, enlarge, read_masks
 from mapstack.metrics.rle import decode_mask
@@ -107,6 +107,18 @@ class Cases:
 
     def __iter__(self) -> Iterator[Case]:
         return (self.read(key) for key in self.keys)
+
+    def require_region(self, labels: Sequence[str], split: str) -> None:
+        """Refuse a split on which nothing can be located, before hours of work.
+
+        Raises:
+            InputError: No picture has a region of one of the labels.
+        """
+        if not any(region.label in labels for case in self for region in case.regions):
+            raise InputError(
+                f"none of {len(self.keys)} {split} pictures has a region of a class of the prompt set; settings are "
+                "chosen and maps scored on pictures with boxes or masks; give shards that have them."
+            )
 
     def digest(self, key: str) -> str:
         """Return the digest of all that a picture is scored by: its bytes, its findings and its masks."""

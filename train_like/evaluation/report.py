@@ -6,6 +6,7 @@ from typing import Any
 
 from train_like.evaluation.charts import short_stage
 from train_like.evaluation.randomised import TRAINED
+from train_like.evaluation.settings import members
 
 Values = Mapping[str, Any]
 
@@ -104,10 +105,12 @@ def _claim_table(summary: Values) -> str:
 
 
 def _control_answer(summary: Values, best: Values) -> str:
+    # An aggregate is linear in no text; the first method in it stands for it.
+    method, sign = members(best["method"])[0], "absolute" if best["sign"] == "absolute" else "signed"
     way = next(
         each
         for each in summary["routes"].values()
-        if each["method"] == best["method"] and each["sign"] == best["sign"] and each["route"] == "conventional"
+        if each["method"] == method and each["sign"] == sign and each["route"] == "conventional"
     )
     return " ".join(
         f"The map of {told} correlates {cell(way['controls'][kind]['correlation'])} with that of the true text, and "

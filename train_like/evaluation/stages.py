@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mapstack.baselines import baseline
 from mapstack.metrics.body import body_mask, share_outside_body
-from mapstack.metrics.chexlocalize import segment, threshold_ious
+from mapstack.metrics.chexlocalize import hit, segment, threshold_ious
 from mapstack.metrics.faithfulness import max_sensitivity
 from mapstack.metrics.reference_maps import centre_prior, mean_mask, random_map, sobel_edges
 from mapstack.metrics.rle import encode_mask
@@ -74,7 +74,7 @@ class Stages:
             for setting in self._conventional(method):
                 scores[setting.key] = {
                     region.label: {
-                        "hit": pointing(attribution, region)["hit"],
+                        "hit": hit(attribution, region.mask),
                         "ious": none_for_nan(threshold_ious(attribution, region.mask)),
                     }
                     for region, attribution in self._attributions(case, maps, setting)

@@ -90,6 +90,10 @@ def refuse_constant(name: str) -> NoReturn:
     raise AssertionError(f"{name} is no JSON")
 
 
+def refuse_to_score(*_: object) -> NoReturn:
+    raise AssertionError("something is scored")
+
+
 def phantoms(contents: tuple[list[str], ...], seed: int) -> Iterator[Sample]:
     for number, labels in enumerate(contents):
         film = phantom(seed + number, size=224, labels=labels)
@@ -379,9 +383,12 @@ def write_healthy(folder: Path) -> None:
     write_shards(phantoms(([], []), seed=90), folder, "healthy", 2)
 
 
-@pytest.mark.usefixtures("no_pictures")
-def test_a_validation_split_without_findings_is_refused(first: Run, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("key", "split"), [("validation", "validation"), ("data", "test")])
+def test_a_split_without_findings_is_refused_before_anything_is_scored(
+    first: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str, split: str
+) -> None:
     write_healthy(tmp_path)
-    code, line = evaluate(first.config, f"output={tmp_path}/new", f"validation.shards={tmp_path}/healthy-*.tar")
+    monkeypatch.setattr(Workers, "score", refuse_to_score)
+    code, line = evaluate(first.config, f"output={tmp_path}/new", f"{key}.shards={tmp_path}/healthy-*.tar")
     assert code == 2
-    assert "none of 2 validation pictures has a region of a class of the prompt set" in line["error"]
+    assert f"none of 2 {split} pictures has a region of a class of the prompt set" in line["error"]

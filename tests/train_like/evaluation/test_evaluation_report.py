@@ -106,6 +106,15 @@ def test_controls_of_the_best_setting(summary: dict[str, Any], report: Any) -> N
     assert "(`gradient, conventional, absolute`, n = 2)." in report(summary)
 
 
+def test_of_an_aggregate_the_first_method_stands_for_the_controls(summary: dict[str, Any], report: Any) -> None:
+    of_member = report(summary).split("Would a text without meaning")[1].splitlines()[0]
+    best = summary["localisation"]["settings"][0]
+    best |= {"setting": "gradient + occlusion, conventional, positive", "method": "gradient + occlusion"}
+    best["sign"] = "positive"
+    summary["localisation"]["best"] = best["setting"]
+    assert of_member in report(summary)
+
+
 def test_every_number_says_what_it_rests_on(summary: dict[str, Any], report: Any) -> None:
     text = report(summary)
     assert "Model `checkpoint`: phantoms only. Weights 0123456789ab, mapstack 1.0, seed 7, 3 s." in text
