@@ -25,6 +25,7 @@ from mapstack.explainer import Explainer
 from mapstack.images import Inputs, collate, from_array, prepare
 from mapstack.methods import Gradient, IntegratedGradients, Occlusion
 from mapstack.models import EmbeddingModel
+from mapstack.models.precision import in_precision
 from mapstack.phantom import phantom
 from mapstack.readouts import DirectionReadout
 
@@ -125,12 +126,11 @@ def gradient(bench: Bench) -> list[Answer]:
     captums, details = captum_saliency(bench)
     captum_s = EMBED_DIM * min(details.values())
     answers = []
-    for precision in ("float32", "bfloat16"):
-        method = Gradient()
+    for precision in ("32-true", "bf16-mixed"):
+        model = in_precision(bench.model, precision)
 
-        def step(method: Gradient = method, precision: str = precision) -> Tensor:
-            with torch.autocast(bench.model.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
-                return method.attribute(bench.model, bench.inputs, bench.axes(bench.rows)).values[0]
+        def step(model: EmbeddingModel = model) -> Tensor:
+            return Gradient().attribute(model, bench.inputs, bench.axes(bench.rows)).values[0]
 
         ours, seconds = bench.timed(step)
         error, cosine = differences(ours[:CAPTUM_REPEATED], captums)

@@ -16,6 +16,12 @@ RowGradients = tuple[slice, Tensor]
 # A product is linear in its cotangent: float16 has digits for small gradients if the cotangent is large, and the
 # gradient is divided by the same power of two again. Where that overflows, a smaller one is tried.
 _FLOAT16_SCALES = tuple(2.0**exponent for exponent in (12, 8, 4, 0, -4, -8))
+
+# Vectors (rows times points) that one product takes where nothing else is said. More do not fit the cache of a CPU, and
+# are slower by up to a third (benchmarks/RESULTS.md); a GPU is only filled by many.
+_VECTORS_ON_CPU, _VECTORS_ON_GPU = 8, 256
+_POINTS_AT_ONCE = 8
+
 _ROWS_THAT_FIT: WeakKeyDictionary[EmbeddingModel, int] = WeakKeyDictionary()
 
 
@@ -24,7 +30,7 @@ def row_gradients(
     points: Float[Tensor, "points channels height width"],
     readout: Readout,
     *,
-    rows_per_pass: int,
+    rows_per_pass: int | None = None,
 ) -> tuple[Float[Tensor, "points embed_dim"], Iterator[RowGradients]]:
     """Return the embeddings, and the gradient of every row of the readout in chunks of rows.
 
@@ -38,8 +44,11 @@ def row_gradients(
         model: Frozen; called with gradients on, outside inference mode (see `Method.attribute`).
         points: Pictures in the model-input frame.
         readout: What is differentiated.
-        rows_per_pass: Rows that one batched product takes at most; more cost memory in proportion.
+        rows_per_pass: Rows that one batched product takes at most; more cost memory in proportion. None takes as many
+            as the device does best with.
     """
+    if rows_per_pass is None:
+        rows_per_pass = max(1, _vectors(points.device) // len(points))
     points = points.detach().requires_grad_()
     embedding = model.embed_images(points)
     outputs = readout(embedding)
@@ -60,6 +69,15 @@ def row_gradients(
             start = rows.stop
 
     return embedding.detach(), chunks()
+
+
+def points_at_once(asked: int | None, n_rows: int, device: torch.device) -> int:
+    """Return how many points of a path are run together: as many as asked, or as the device does best with."""
+    return asked or max(1, min(_POINTS_AT_ONCE, _vectors(device) // n_rows))
+
+
+def _vectors(device: torch.device) -> int:
+    return _VECTORS_ON_CPU if device.type == "cpu" else _VECTORS_ON_GPU
 
 
 def _gradient_of_rows(outputs: Tensor, points: Tensor, rows: slice, scales: tuple[float, ...]) -> Tensor:

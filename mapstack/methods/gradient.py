@@ -23,7 +23,7 @@ class Gradient(Method):
         value. Equals `captum.attr.Saliency` with `abs=False`.
     """
 
-    rows_per_pass: int = 16
+    rows_per_pass: int | None = None
 
     name = "gradient"
     one_stack_serves_both = True

@@ -15,7 +15,7 @@ from mapstack.baselines import DEFAULT_DISTRIBUTION, baseline, baseline_distribu
 from mapstack.errors import ConfigError
 from mapstack.images import Inputs, Prepared, Preprocessing, prepare, read
 from mapstack.methods.base import Attribution, Method
-from mapstack.methods.engine import row_gradients
+from mapstack.methods.engine import points_at_once, row_gradients
 from mapstack.models.base import EmbeddingModel, normalised
 from mapstack.randomness import generator
 from mapstack.readouts import Readout
@@ -37,7 +37,7 @@ def integrate(
     readout: Readout,
     *,
     n_pictures: int,
-    rows_per_pass: int,
+    rows_per_pass: int | None,
 ) -> Float[Tensor, "batch rows height width"]:
     """Sum `weight * step * gradient` over the points of each picture and over colour channels."""
     values: Tensor | None = None
@@ -68,8 +68,8 @@ class IntegratedGradients(Method):
         baseline: A name of `mapstack.baselines`.
         tolerance: Share of the explained difference that "auto" accepts.
         max_steps: Where "auto" gives up, and says so.
-        internal_batch_size: Points that are run at once.
-        rows_per_pass: Rows that one batched vector-Jacobian product takes.
+        internal_batch_size: Points that are run at once; None takes what the device does best with.
+        rows_per_pass: Rows that one batched vector-Jacobian product takes; None likewise.
 
     Source:
         Sundararajan, Taly, Yan, "Axiomatic attribution for deep networks", ICML 2017, eq. 1, by Gauss-Legendre
@@ -80,8 +80,8 @@ class IntegratedGradients(Method):
     baseline: str = "black"
     tolerance: float = 0.01
     max_steps: int = 320
-    internal_batch_size: int = 8
-    rows_per_pass: int = 16
+    internal_batch_size: int | None = None
+    rows_per_pass: int | None = None
 
     name = "integrated_gradients"
     completeness = "in the limit of n_steps"
@@ -104,7 +104,7 @@ class IntegratedGradients(Method):
             embedding, at_start = model.embed_images(end), model.embed_images(start)
         chosen = [self._choose_steps(model, *pair, check) for pair in zip(start, end, strict=True)]
         n_steps = tuple(n for n, _ in chosen)
-        points = self._points(start, end, n_steps)
+        points = self._points(start, end, n_steps, readout.n_rows)
         values = integrate(model, points, readout, n_pictures=len(end), rows_per_pass=self.rows_per_pass)
         return Attribution(
             values,
@@ -115,10 +115,11 @@ class IntegratedGradients(Method):
             is_converged=tuple(is_converged for _, is_converged in chosen) if self.n_steps == "auto" else (),
         )
 
-    def _points(self, start: Tensor, end: Tensor, n_steps: Sequence[int]) -> Iterator[Points]:
+    def _points(self, start: Tensor, end: Tensor, n_steps: Sequence[int], n_rows: int) -> Iterator[Points]:
+        n_at_once = points_at_once(self.internal_batch_size, n_rows, end.device)
         pairs = [(i, position, weight) for i, n in enumerate(n_steps) for position, weight in gauss_legendre(n)]
-        for first in range(0, len(pairs), self.internal_batch_size):
-            index, position, weight = zip(*pairs[first : first + self.internal_batch_size], strict=True)
+        for first in range(0, len(pairs), n_at_once):
+            index, position, weight = zip(*pairs[first : first + n_at_once], strict=True)
             picture = torch.tensor(index, device=end.device)
             step = (end - start)[picture]
             along = end.new_tensor(position)[:, None, None, None]
@@ -149,7 +150,7 @@ class IntegratedGradients(Method):
             return check(model.embed_images(points))
 
         total: Tensor = torch.zeros(check.n_rows, dtype=end.dtype, device=end.device)
-        for chunk in self._points(start[None], end[None], [n_steps]):
+        for chunk in self._points(start[None], end[None], [n_steps], 1):
             slope = torch.func.jvp(read, (chunk.position,), (chunk.step,))[1]
             total = total + chunk.weight @ slope
         return total.detach()
@@ -168,8 +169,8 @@ class GradientShap(Method):
             none.
         baselines: Names of `mapstack.baselines` that the draws choose from.
         reference_pictures: Paths of PNG or JPEG files, such as normal radiographs, that they choose from instead.
-        internal_batch_size: Draws that are run at once.
-        rows_per_pass: Rows that one batched vector-Jacobian product takes.
+        internal_batch_size: Draws that are run at once; None takes what the device does best with.
+        rows_per_pass: Rows that one batched vector-Jacobian product takes; None likewise.
 
     Source:
         Lundberg, Lee, "A unified approach to interpreting model predictions", NeurIPS 2017, as
@@ -180,8 +181,8 @@ class GradientShap(Method):
     stdevs: float = 0.09
     baselines: tuple[str, ...] = DEFAULT_DISTRIBUTION
     reference_pictures: tuple[str, ...] = ()
-    internal_batch_size: int = 8
-    rows_per_pass: int = 16
+    internal_batch_size: int | None = None
+    rows_per_pass: int | None = None
 
     name = "gradient_shap"
     completeness = "in expectation"
@@ -198,7 +199,7 @@ class GradientShap(Method):
         with torch.no_grad():
             embedding = model.embed_images(pixel_values)
             at_baselines = torch.stack([model.embed_images(each) for each in candidates])
-        points = self._points(pixel_values, candidates, draws)
+        points = self._points(pixel_values, candidates, draws, readout.n_rows)
         values = integrate(model, points, readout, n_pictures=len(inputs), rows_per_pass=self.rows_per_pass)
         chosen = torch.stack([at_baselines[i, draw.choice] for i, draw in enumerate(draws)])
         return Attribution(
@@ -220,10 +221,13 @@ class GradientShap(Method):
             return baseline_distribution(self.baselines, inputs, preprocessing, seed)
         return reference_baselines(_prepare_references(self.reference_pictures, preprocessing), inputs)
 
-    def _points(self, pixel_values: Tensor, candidates: Tensor, draws: Sequence["ShapDraws"]) -> Iterator[Points]:
+    def _points(
+        self, pixel_values: Tensor, candidates: Tensor, draws: Sequence["ShapDraws"], n_rows: int
+    ) -> Iterator[Points]:
+        n_at_once = points_at_once(self.internal_batch_size, n_rows, pixel_values.device)
         pairs = [(i, k) for i in range(len(pixel_values)) for k in range(self.n_samples)]
-        for first in range(0, len(pairs), self.internal_batch_size):
-            chunk = pairs[first : first + self.internal_batch_size]
+        for first in range(0, len(pairs), n_at_once):
+            chunk = pairs[first : first + n_at_once]
             noisy = torch.stack([pixel_values[i] + draws[i].noise[k].to(pixel_values) for i, k in chunk])
             origin = torch.stack([candidates[i, draws[i].choice[k]] for i, k in chunk])
             along = torch.stack([draws[i].position[k] for i, k in chunk]).to(pixel_values)[:, None, None, None]

@@ -1,8 +1,11 @@
 """The image half of a model in another floating-point precision."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from mapstack.errors import ConfigError, unknown_name
 from mapstack.models.base import EmbeddingModel
@@ -41,9 +44,28 @@ class MixedPrecision(EmbeddingModel):
         self, pixel_values: Float[Tensor, "batch channels height width"]
     ) -> Float[Tensor, "batch embed_dim"]:
         """Embed pictures under autocast; the backward pass then runs in the same precision."""
-        with torch.autocast(pixel_values.device.type, _MIXED[self._precision]):
+        with torch.autocast(pixel_values.device.type, _MIXED[self._precision]), _float32_layer_norms(self.full):
             embedding: Tensor = self.full.embed_images(pixel_values)
         return embedding.float()
+
+
+@contextmanager
+def _float32_layer_norms(model: nn.Module) -> Iterator[None]:
+    """Let layer norms read float32, as autocast does on a GPU but not on a CPU.
+
+    Their batched backward pass refuses float32 weights beside anything else (torch 2.15).
+    """
+
+    def widen(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return tuple(each.float() for each in inputs)
+
+    norms = [module for module in model.modules() if isinstance(module, nn.LayerNorm)]
+    hooks = [norm.register_forward_pre_hook(widen) for norm in norms]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def in_precision(model: EmbeddingModel, precision: str) -> EmbeddingModel:

@@ -1,5 +1,7 @@
 """Half precision: what it leaves of a map, and that nothing else is rounded."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -7,7 +9,8 @@ from mapstack.errors import ConfigError
 from mapstack.explainer import Explainer
 from mapstack.methods import Gradient, IntegratedGradients, Method, Occlusion
 from mapstack.methods.engine import row_gradients
-from mapstack.models import EmbeddingModel, in_precision
+from mapstack.models import EmbeddingModel, in_precision, load_model
+from mapstack.models.medclip import save_random_medclip
 from mapstack.readouts import DirectionReadout
 from tests.toys import CurvedModel, random_inputs
 
@@ -27,6 +30,26 @@ def test_half_precision_changes_the_digits_of_a_map_and_not_the_map(method: Meth
     assert found.dtype == torch.float32
     assert torch.cosine_similarity(found.flatten(2), expected.flatten(2), dim=2).min() > 0.995
     assert (found - expected).abs().max() > 0
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "16-mixed"])
+def test_medclips_own_tower_has_maps_in_half_precision(precision: str, tmp_path: Path) -> None:
+    """Its layer norms are what half precision breaks on a CPU."""
+    sizes = {
+        "vision": {"embed_dim": 8, "depths": [2, 1], "num_heads": [1, 2], "patch_size": 8},
+        "text": {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32},
+    }
+    save_random_medclip(
+        tmp_path, tower="vit", sizes=sizes, vocabulary=["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a"], seed=0
+    )
+    model = load_model("medclip-vit", tmp_path)
+    inputs = random_inputs(1, model)
+    readout = DirectionReadout(torch.eye(512)[:9], embed_dim=512)
+    expected, found = (
+        Gradient().attribute(in_precision(model, name), inputs, readout).values for name in ("32-true", precision)
+    )
+    assert torch.cosine_similarity(found.flatten(2), expected.flatten(2), dim=2).min() > 0.99
+    assert not any(module._forward_pre_hooks for module in model.modules())
 
 
 def test_what_is_around_the_image_half_stays_in_single_precision() -> None:
