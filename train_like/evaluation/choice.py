@@ -38,8 +38,8 @@ class Choice:
         An aggregate is no candidate: it has no stack.
         """
         signed = [setting.method for setting in self.thresholds if setting.sign == "signed"]
-        best = self.best.method if len(members(self.best.method)) == 1 else None
-        return list(dict.fromkeys([*signed, *([best] if best else [])]))
+        best = [self.best.method] if len(members(self.best.method)) == 1 else []
+        return list(dict.fromkeys([*signed, *best]))
 
     @property
     def best(self) -> Setting:
