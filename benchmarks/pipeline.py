@@ -31,7 +31,7 @@ from benchmarks.ready_stacks import (
     write_shard,
 )
 from mapstack.codecs import Encoding
-from mapstack.store.disk import write_all
+from mapstack.store.disk import forget_written, write_all
 from mapstack.store.records import pack
 
 FACTORS = (0.5, 1.0, 2.0)
@@ -97,6 +97,7 @@ def stages(folder: Path, n: int, rounds: int) -> Figures:
             "  sha256 alone": lambda: digest(packed.chunks),
             "write": lambda: write_all(fd, packed.chunks),
             "fsync": lambda: os.fsync(fd),
+            "forget": lambda: forget_written(fd),
         }
         times: dict[str, list[tuple[float, float]]] = {name: [] for name in steps}
         for _ in range(max(5, rounds)):

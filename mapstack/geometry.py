@@ -132,6 +132,9 @@ def reduce_area(
         maps: Attributions [logit per pixel], model-input frame.
         map_size: Side of the result [px]; divides the side of `maps`.
 
+    Returns:
+        The reduced maps; `maps` itself where it has that side.
+
     Raises:
         InputError: The maps are not square, or `map_size` does not divide their side.
 
@@ -146,6 +149,8 @@ def reduce_area(
             "choose a divisor, such as 224, 112 or 56 for a model of 224 px."
         )
     factor = height // map_size
+    if factor == 1:
+        return maps  # a sum of one term each would copy the stack, a fifth of what the loop has to do for it
     blocks = maps.reshape(*maps.shape[:-2], map_size, factor, map_size, factor)
     return blocks.sum(dim=(-3, -1))
 

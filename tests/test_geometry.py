@@ -246,6 +246,11 @@ def test_reduce_area_sums_blocks(map_size):
     torch.testing.assert_close(found.sum(), maps.sum())
 
 
+def test_maps_of_that_size_are_not_copied():
+    maps = torch.randn(2, 224, 224)
+    assert reduce_area(maps, 224) is maps
+
+
 @pytest.mark.parametrize(("shape", "map_size"), [((224, 224), 100), ((224, 224), 0), ((224, 112), 56), ((4, 4), 8)])
 def test_reduce_area_refuses_what_does_not_divide(shape, map_size):
     with pytest.raises(InputError, match=f"map_size {map_size} does not fit maps of {shape[0]} x {shape[1]} px"):

@@ -1,7 +1,7 @@
 """Writing while computing: a batch is packed and made durable in threads of its own, beside the next one."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass
@@ -67,12 +67,13 @@ class BackgroundWriter:
         self._in_flight: Future[Stored] | None = None
         self._is_closed = False
 
-    def submit(self, batch: Sequence[Record | Failure]) -> None:
+    def submit(self, batch: Sequence[Record | Failure], check: Callable[[], None] = lambda: None) -> None:
         """Hand a batch over, as soon as the one before it is durable.
 
         Args:
             batch: The record of each sample, or the failure to name in its place. Other threads read them: they must
                 not change any more.
+            check: Called once the batch before is durable; when it raises, this batch is not written.
 
         Raises:
             StoreError: The batch before could not be written, or the writer is closed.
@@ -86,6 +87,7 @@ class BackgroundWriter:
                 f"the writer of stack store '{self._folder}' is closed; nothing follows what it has sealed; open the "
                 "store again to resume."
             )
+        check()
         self._in_flight = self._thread.submit(self._write, packing)
 
     def flush(self) -> None:

@@ -177,18 +177,19 @@ class StoreCallback(BasePredictionWriter):
         batch_idx: int,
         dataloader_idx: int,
     ) -> None:
-        """Hand a batch over to be written, once the one before it is durable.
+        """Hand a batch over to be written, once the one before it is durable; it is packed meanwhile.
 
         Raises:
             StoppedError: Too many samples are bad, or a rank that this process has started is gone.
             StoreDiskError: The disk refuses, or will not hold the rest.
             TerminatedError: SIGTERM has come; the batch is safe.
         """
-        writer = self._require_writer()
-        writer.flush()
-        self._check_share(self._stored.n_failures, self._n_done_before + self.n_seen)
-        self._weigh(trainer.world_size)
-        writer.submit(prediction)
+
+        def check() -> None:
+            self._check_share(self._stored.n_failures, self._n_done_before + self.n_seen)
+            self._weigh(trainer.world_size)
+
+        self._require_writer().submit(prediction, check)
         self._stop_if_terminated()
         if self.local_ranks.is_one_gone:
             raise StoppedError(LOST_RANK)

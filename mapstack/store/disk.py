@@ -41,6 +41,17 @@ def write_all(fd: int, chunks: Iterable[bytes | memoryview]) -> None:
             rest = rest[os.write(fd, rest) :]
 
 
+def forget_written(fd: int) -> None:
+    """Let the system use the memory again in which it keeps what a file holds; call it after fsync, on synced bytes.
+
+    Nobody reads a record soon after it was written, and an archive is larger than memory: kept, its pages would drive
+    out those of the input shards, and every new one would have to be found anew.
+    """
+    if hasattr(os, "posix_fadvise"):
+        with suppress(OSError):  # advice, which a file system may not know
+            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+
+
 def sync_folder(folder: Path) -> None:
     """Make the names in a folder durable: a file survives a power cut only when its name does too."""
     fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from mapstack.errors import InputError, StoreError, unknown_name
 from mapstack.store.compression import COMPRESSIONS
-from mapstack.store.disk import FILE_MODE, disk_errors, sync_folder, write_all
+from mapstack.store.disk import FILE_MODE, disk_errors, forget_written, sync_folder, write_all
 from mapstack.store.journal import Entry, padded_end
 from mapstack.store.layout import Part, list_parts
 from mapstack.store.lock import FolderLock
@@ -49,6 +49,7 @@ class _OpenPart:
         if self._pending:
             tar, journal = self._fds
             os.fsync(tar)
+            forget_written(tar)
             write_all(journal, [b"".join(self._pending)])
             os.fsync(journal)
             self._pending.clear()

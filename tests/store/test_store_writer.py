@@ -1,3 +1,4 @@
+import errno
 import hashlib
 import io
 import json
@@ -116,6 +117,11 @@ def test_bytes_are_durable_before_the_journal_says_so(tmp_path: Path, manifest, 
         events.append(("fsync", name_of(fd)))
         fsync(fd)
 
+    def spy_advice(fd: int, offset: int, length: int, advice: int) -> None:
+        assert (offset, length, advice) == (0, 0, os.POSIX_FADV_DONTNEED)
+        events.append(("forget", name_of(fd)))
+        raise OSError(errno.ENOSYS, "a file system that takes no advice")
+
     def spy_rename(source: Path, target: Path) -> None:
         events.append(("rename", target.name))
         rename(source, target)
@@ -123,8 +129,9 @@ def test_bytes_are_durable_before_the_journal_says_so(tmp_path: Path, manifest, 
     with open_store_for_writing(folder, manifest) as session:
         writer = StoreWriter(folder, session.run, 0)
         writer.write("first", sample(0), {})
-        for name, spy in (("write", spy_write), ("fsync", spy_fsync), ("rename", spy_rename)):
-            monkeypatch.setattr(os, name, spy)
+        spies = {"write": spy_write, "fsync": spy_fsync, "rename": spy_rename, "posix_fadvise": spy_advice}
+        for name, spy in spies.items():
+            monkeypatch.setattr(os, name, spy, raising=False)
         writer.write("second", sample(1), {})
         writer.commit()
         writer.close()
@@ -133,12 +140,22 @@ def test_bytes_are_durable_before_the_journal_says_so(tmp_path: Path, manifest, 
     assert in_order == [
         ("write", tar),
         ("fsync", tar),
+        ("forget", tar),
         ("write", journal),
         ("fsync", journal),
         ("write", tar),
         ("fsync", tar),
         ("rename", "part-0001-0000-0000.tar"),
         ("fsync", "store"),
+    ]
+
+
+def test_a_system_without_advice_writes_the_same(tmp_path: Path, write_store, monkeypatch):
+    with_advice = write_store(tmp_path / "with", ["a", "b"])
+    monkeypatch.delattr(os, "posix_fadvise", raising=False)
+    without = write_store(tmp_path / "without", ["a", "b"])
+    assert [path.read_bytes() for path in sorted(with_advice.glob("part*"))] == [
+        path.read_bytes() for path in sorted(without.glob("part*"))
     ]
 
 

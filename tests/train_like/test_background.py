@@ -174,6 +174,42 @@ def break_the_disk(monkeypatch: pytest.MonkeyPatch, at: str) -> None:
     monkeypatch.setattr(StoreWriter, "append", fail)
 
 
+def test_a_batch_is_packed_while_the_one_before_is_written(
+    writer: BackgroundWriter, gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    is_packed = threading.Event()
+    pack = StoreWriter.pack
+
+    def pack_and_tell(store_writer: StoreWriter, key: str, *rest: Any) -> Packed:
+        packed = pack(store_writer, key, *rest)
+        if key == "b":
+            is_packed.set()
+            gate.is_open.set()
+        return packed
+
+    monkeypatch.setattr(StoreWriter, "pack", pack_and_tell)
+    writer.submit(batch("a"))
+    assert gate.arrived.wait(WAIT_S)
+    writer.submit(batch("b"))  # the commit of a waits until b is packed
+    assert is_packed.is_set()
+    assert writer.stored.n_records == 1
+
+
+def test_a_batch_that_may_not_be_written_is_not(writer: BackgroundWriter, session: StoreSession) -> None:
+    n_stored: list[int] = []
+
+    def refuse() -> None:
+        n_stored.append(writer.stored.n_records)
+        raise StoreDiskError("the rest does not fit.")
+
+    writer.submit(batch("a", "b"))
+    with pytest.raises(StoreDiskError, match="does not fit"):
+        writer.submit(batch("c"), refuse)
+    writer.close()
+    assert n_stored == [2]  # asked once the batch before is durable
+    assert Store(session.folder).keys() == ["a", "b"]
+
+
 def test_an_error_comes_out_once_at_the_next_batch(
     writer: BackgroundWriter, session: StoreSession, monkeypatch: pytest.MonkeyPatch
 ) -> None:
