@@ -52,7 +52,7 @@ class Plumbing:
     source: str
 
 
-CPU = Machine(0.072, 0.087, 0.10, "measured on two CPU cores, full-size MedCLIP-ViT, float32, batches of 16")
+CPU = Machine(0.070, 0.077, 0.10, "benchmarks/RESULTS.md, two CPU cores, full-size MedCLIP-ViT, float32")
 GPU = Machine(
     0.001,
     0.029 / EMBED_DIM,
@@ -60,10 +60,10 @@ GPU = Machine(
     "ASSUMED, not measured: 30 ms a gradient stack is the project's target on one H100, 1 ms of it the forward pass",
 )
 STORE = Plumbing(
-    373.0,
-    1.9,
+    562.0,
+    2.7,
     "benchmarks/pipeline.py, the loop without a model on two cores; "
-    "lowrank's size is benchmarks/store_size.py's at max_error 0.02",
+    "lowrank's size is benchmarks/store_size.py's at max_error 0.01",
 )
 
 

@@ -47,7 +47,7 @@ from mapstack.stored_stack import describe_store, read_basis, read_stack, stack_
 PROMPTS = Path(__file__).parents[1] / "configs" / "prompts" / "phantom.yaml"
 FIRST_SEED = 9000  # of phantoms that the demo model was not trained on
 MAP_SIZES = (224, 112, 56)
-MAX_ERRORS = (0.1, 0.06, 0.04, 0.02, 0.005)
+MAX_ERRORS = (0.1, 0.06, 0.04, 0.02, 0.01, 0.005)
 SMOOTHING_PX = 6.0
 METHODS: dict[str, Method] = {each.name: each for each in (Gradient(), IntegratedGradients(n_steps=8), Occlusion())}
 

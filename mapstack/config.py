@@ -78,8 +78,8 @@ class StackConfig:
             what a map loses by it is measured on every picture and stored as `map_error`.
         normalize: Explain the logit (normalised embedding), or the raw embedding, the paper's wording.
         map_size: Side of the stored maps [px]; None keeps the model's frame.
-        codec: "float32", "float16" or "int8", the last two with a scale a row, or "lowrank": see
-            `mapstack.codecs.Encoding`.
+        codec: "lowrank", the smallest form of each stack within `max_error`; or dense in "float32", "float16" or
+            "int8", the last two with a scale a row: see `mapstack.codecs.Encoding`.
         max_error: For "lowrank", the largest error of the maps, as a share of them.
         compress: "none", or "zstd" for the arrays of every record.
     """
@@ -88,8 +88,8 @@ class StackConfig:
     basis_tolerance: float = 0.0
     normalize: bool = True
     map_size: int | None = 224
-    codec: str = "float16"
-    max_error: float = 0.02
+    codec: str = "lowrank"
+    max_error: float = 0.01
     compress: str = "none"
 
     def __post_init__(self) -> None:

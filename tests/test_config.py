@@ -52,7 +52,7 @@ def test_the_defaults_are_the_contract() -> None:
     assert (config.model.name, config.model.checkpoint) == ("medclip-vit", "model_store/phantom-medclip")
     assert config.method == IntegratedGradients(n_steps=20, baseline="black")
     assert (config.stack.basis, config.stack.normalize, config.stack.map_size) == ("axes", True, 224)
-    assert (config.stack.codec, config.stack.compress, config.stack.max_error) == ("float16", "none", 0.02)
+    assert (config.stack.codec, config.stack.compress, config.stack.max_error) == ("lowrank", "none", 0.01)
     assert (config.route, config.output, config.overwrite, config.seed) == ("auto", "out/store", False, 0)
     data = config.data
     assert (data.batch_size, data.num_workers, data.limit, data.allowed_schemes) == (4, 2, None, ["file"])
@@ -104,7 +104,7 @@ def test_shards_are_written_as_webdataset_users_write_them(load: Any, override: 
 def test_the_form_of_the_store_is_one_encoding(load: Any) -> None:
     config = load("stack: {codec: lowrank, max_error: 0.1, compress: zstd}")
     assert config.stack.encoding == Encoding("lowrank", 0.1, "zstd")
-    assert Config().stack.encoding == Encoding("float16", compress="none")
+    assert Config().stack.encoding == Encoding()
 
 
 def test_prompts_with_commas_are_kept_whole(load: Any) -> None:

@@ -40,8 +40,8 @@ class Encoding:
         InputError: A name is unknown, or the error is out of range.
     """
 
-    codec: str = "float16"
-    max_error: float = 0.02
+    codec: str = "lowrank"
+    max_error: float = 0.01
     compress: str = "none"
 
     def __post_init__(self) -> None:

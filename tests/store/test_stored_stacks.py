@@ -111,13 +111,13 @@ def test_w6_a_store_is_gone_on_with_in_the_same_form_only(tmp_path: Path, figure
     open_with(Encoding("lowrank"))
     others = {
         Encoding("int8"): 'codec = "lowrank", this run has "int8"',
-        Encoding("lowrank", 0.1): "max_error = 0.02, this run has 0.1",
+        Encoding("lowrank", 0.1): "max_error = 0.01, this run has 0.1",
         Encoding("lowrank", compress="zstd"): 'compress = "none", this run has "zstd"',
     }
     for encoding, message in others.items():
         with pytest.raises(StoreError, match=message):
             open_with(encoding)
-    open_with(Encoding("lowrank", 0.02, "none"))
+    open_with(Encoding("lowrank", 0.01, "none"))
     figure(f"{len(others)} of {len(others)} other codecs, errors and compressions refused, the field named")
 
 
