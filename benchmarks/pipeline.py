@@ -1,6 +1,6 @@
-"""Does writing keep up: against dd, stage by stage, and beside computing?
+"""Does writing keep up: against dd, stage by stage, beside computing, and in a whole extraction?
 
-    python -m benchmarks.pipeline FOLDER [n=24] [rounds=3] [only=throughput,stages,overlap]
+    python -m benchmarks.pipeline FOLDER [n=24] [rounds=3] [only=throughput,stages,overlap,outside]
 
 FOLDER is on the disk to be measured; about 5 GB are written there and removed again. It prints a table for each
 question and ends with one JSON line. A store's other direction is measured by benchmarks/reading.py.
@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -26,11 +26,17 @@ from benchmarks.ready_stacks import (
     answer,
     ready_values,
     run_job,
+    run_loop,
     scratch,
     time_step,
     write_shard,
 )
+from benchmarks.setting import CHECKPOINT, full_size_model
 from mapstack.codecs import Encoding
+from mapstack.explainer import Explainer
+from mapstack.methods import Gradient, Occlusion
+from mapstack.models import load_model
+from mapstack.stack import OcclusionStack, Stack
 from mapstack.store.disk import forget_written, write_all
 from mapstack.store.records import pack
 
@@ -151,5 +157,43 @@ def overlap(folder: Path, n: int, rounds: int) -> Figures:
     return figures
 
 
+class TimedExplainer(Explainer):
+    """Knows how long its engine has run."""
+
+    seconds: ClassVar[float] = 0.0
+
+    def stack(self, *arguments: Any, **options: Any) -> Stack | OcclusionStack:
+        """Make a stack, by the clock."""
+        started = time.perf_counter()
+        stack = super().stack(*arguments, **options)
+        TimedExplainer.seconds += time.perf_counter() - started
+        return stack
+
+
+def outside(folder: Path, n: int, rounds: int) -> Figures:
+    """Say which share of an extraction passes outside the engine: reading and decoding JPEG, encoding, writing."""
+    explainers = {
+        "demo model, gradient, lowrank": TimedExplainer(load_model("medclip-vit", CHECKPOINT), Gradient()),
+        "demo model, occlusion": TimedExplainer(load_model("medclip-vit", CHECKPOINT), Occlusion()),
+        "official architecture, occlusion": TimedExplainer(full_size_model(), Occlusion()),
+    }
+    figures: Figures = {}
+    print("\na whole extraction, from JPEG files of 2500 x 2500 px:")
+    with scratch(folder) as path:
+        for name, explainer in explainers.items():
+            n_pictures = BATCH_SIZE if name.startswith("official") else n
+            shard = write_shard(path / f"{n_pictures}.tar", n_pictures, side=2500, suffix="jpg")
+            TimedExplainer.seconds = 0.0
+            loop = run_loop(path / "store", shard, explainer, Encoding()).seconds
+            shutil.rmtree(path / "store")
+            share = 1 - TimedExplainer.seconds / loop
+            figures[name] = {"n": n_pictures, "loop_s": loop, "engine_s": TimedExplainer.seconds, "outside": share}
+            print(
+                f"  {name:34} {loop / n_pictures:6.2f} s a picture, {share:5.1%} of it outside the engine", flush=True
+            )
+    return figures
+
+
 if __name__ == "__main__":
-    sys.exit(answer(sys.argv[1:], __doc__, {"throughput": throughput, "stages": stages, "overlap": overlap}))
+    questions = {"throughput": throughput, "stages": stages, "overlap": overlap, "outside": outside}
+    sys.exit(answer(sys.argv[1:], __doc__, questions))

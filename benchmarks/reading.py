@@ -15,7 +15,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from statistics import median
 
-from benchmarks.ready_stacks import CHECKPOINT, ROOT, Figures, answer, run_job, scratch, time_step, write_shard
+from benchmarks.ready_stacks import Figures, answer, run_job, scratch, time_step, write_shard
+from benchmarks.setting import CHECKPOINT, ROOT
 from mapstack.store import Store
 
 BLOCK_BYTES = 4 * 2**20

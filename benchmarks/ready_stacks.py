@@ -119,13 +119,14 @@ class Loop:
         return self.n_bytes / self.seconds / 1e6
 
 
-def write_shard(path: Path, n: int) -> Path:
-    """Write n small pictures as a shard."""
+def write_shard(path: Path, n: int, side: int = SIDE, suffix: str = "png") -> Path:
+    """Write n pictures as a shard."""
     picture = io.BytesIO()
-    Image.fromarray(np.random.default_rng(0).integers(0, 256, (SIDE, SIDE), dtype=np.uint8)).save(picture, "png")
+    pixels = np.random.default_rng(0).integers(0, 256, (SIDE, SIDE), dtype=np.uint8)
+    Image.fromarray(pixels).resize((side, side)).save(picture, "jpeg" if suffix == "jpg" else suffix)
     with tarfile.open(path, "w") as tar:
         for index in range(n):
-            member = tarfile.TarInfo(f"{index:06d}.png")
+            member = tarfile.TarInfo(f"{index:06d}.{suffix}")
             member.size = picture.getbuffer().nbytes
             picture.seek(0)
             tar.addfile(member, picture)
@@ -133,9 +134,13 @@ def write_shard(path: Path, n: int) -> Path:
 
 
 def run_job(folder: Path, shard: Path, codec: str, seconds_per_batch: float = 0.0) -> Loop:
+    """Fill a store with stacks that were drawn beforehand."""
+    return run_loop(folder, shard, Explainer(ready_model(), ReadyStacks(seconds_per_batch)), Encoding(codec))
+
+
+def run_loop(folder: Path, shard: Path, explainer: Explainer, encoding: Encoding) -> Loop:
     """Fill a store, by the job's own loop."""
     index = index_shards(expand_shards(str(shard)))
-    explainer, encoding = Explainer(ready_model(), ReadyStacks(seconds_per_batch)), Encoding(codec)
     manifest = describe_store(explainer, None, encoding=encoding, shards_digest=index.digest)
     size = estimate_record(manifest, n_texts=0)
     store = StoreCallback(folder, manifest, None, index, size, overwrite=False, max_bad_share=0.0)

@@ -102,6 +102,7 @@ def draw(found: Mapping[str, Mapping[int, float]], path: Path) -> None:
         if name != "ranks":
             panel.plot([counts[0], counts[-1]], [times[0], times[-1]], ":", color="0.5", label="straight line")
         panel.set(xlabel=name, ylabel="seconds", ylim=(0, None))
+        panel.xaxis.get_major_locator().set_params(integer=True)
         panel.legend(frameon=False)
     figure.savefig(path, dpi=120)
 

@@ -12,7 +12,8 @@ import torch
 from mapstack.models import EmbeddingModel, load_model
 from mapstack.models.medclip import save_random_medclip
 
-CHECKPOINT = Path(__file__).parents[1] / "model_store" / "phantom-medclip"
+ROOT = Path(__file__).parents[1]
+CHECKPOINT = ROOT / "model_store" / "phantom-medclip"
 
 
 def describe_machine() -> dict[str, str]:
