@@ -2,9 +2,10 @@
 
     python -m benchmarks.where [rows=8] [rounds=5] [device=cpu]
 
-By kind of operation, for the forward pass and for the vector-Jacobian products of a chunk of rows; and by stage of the
+By kind of operation, for the forward pass and for the vector-Jacobian products of a chunk of rows; by stage of the
 image tower, forward, which bounds what an occlusion sweep could save by computing the touched windows of the first
-stages only. It prints a table for each and ends with one JSON line.
+stages only; and what `torch.set_float32_matmul_precision("medium")` does to a product of the tower's size, which
+depends on the processor. It prints a table for each and ends with one JSON line.
 """
 
 import json
@@ -90,6 +91,33 @@ def stage_shares(model: EmbeddingModel, pictures: torch.Tensor, rounds: int) -> 
     return {name: spent / total for name, spent in times.items()}
 
 
+def products(device: str, rounds: int) -> dict[str, dict[str, float]]:
+    """Return the rate [GFLOP/s] and the largest relative error of a float32 product, exact and "medium"."""
+    left, right = (
+        torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(device)
+        for seed, shape in enumerate([(3136, 768), (768, 3072)])
+    )
+    expected = left.double() @ right.double()
+    before, figures = torch.get_float32_matmul_precision(), {}
+    try:
+        for precision in ("highest", "medium"):
+            torch.set_float32_matmul_precision(precision)
+            found = left @ right
+            times = []
+            for _ in range(max(rounds, 5)):
+                started = time.perf_counter()
+                left @ right
+                if device == "cuda":
+                    torch.cuda.synchronize()
+                times.append(time.perf_counter() - started)
+            n_operations = 2 * len(left) * right.numel()
+            error = float((found - expected).abs().max() / expected.abs().max())
+            figures[precision] = {"gflop_per_s": n_operations / min(times) / 1e9, "error": error}
+    finally:
+        torch.set_float32_matmul_precision(before)
+    return figures
+
+
 def main(arguments: list[str]) -> int:
     """Measure and print."""
     options = dict(argument.split("=", 1) for argument in arguments)
@@ -122,6 +150,10 @@ def main(arguments: list[str]) -> int:
         print("\nforward, 8 pictures, by stage:")
         for stage, share in figures["stages"].items():
             print(f"  {stage:32} {share:5.0%}")
+    figures["products"] = products(device, rounds)
+    print("\na float32 product of the tower's size:")
+    for precision, found in figures["products"].items():
+        print(f"  {precision:8} {found['gflop_per_s']:6.0f} GFLOP/s, largest relative error {found['error']:.1g}")
     print(json.dumps({"machine": describe_machine(), "rows": rows, "device": device, **figures}))
     return 0
 

@@ -1,5 +1,6 @@
-"""The directions a stack is made along: the D unit axes, or an orthonormal basis of the span of a prompt set."""
+"""The directions of a stack that is not along the D unit axes: the span of a prompt set, or rows fitted to pictures."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -10,12 +11,14 @@ from mapstack.errors import InputError, SpanError
 
 # Text embeddings are float32 sums of thousands of terms: below this share of the largest, a singular value is rounding.
 _RANK_TOLERANCE = 1e-6
+_ORTHONORMAL = 1e-4
 _SAME = 1.001  # the set itself, embedded on another machine
+_N_CHECKS = 4  # they tell the error of a fitted basis to about a tenth of itself
 
 
 @dataclass(frozen=True)
 class Basis:
-    """An orthonormal basis of the span of a prompt set.
+    """An orthonormal basis of the span of a prompt set, or of what the stacks of some pictures have in common.
 
     Attributes:
         rows: Orthonormal rows, without the temperature.
@@ -23,12 +26,34 @@ class Basis:
             lie close to their mean, so that every text looks well covered unless the mean is taken off first.
         own_share: The largest `share_outside` of the set itself: 0 unless a tolerance has shortened the basis.
         worst: Where it has, the text of the set of which most is left out, of unit length.
+        checks: Where the basis is fitted to pictures, random directions of what it leaves out: what is attributed to
+            them tells the error of a picture's maps. Such a basis answers any text.
     """
 
     rows: Float[Tensor, "rows embed_dim"]
     centre: Float[Tensor, " embed_dim"]
     own_share: float = 0.0
     worst: Float[Tensor, " embed_dim"] | None = None
+    checks: Float[Tensor, "checks embed_dim"] | None = None
+
+    @classmethod
+    def of_pictures(cls, rows: Float[Tensor, "rows embed_dim"]) -> "Basis":
+        """Return a basis of rows that were fitted to pictures (see `fit_rows`).
+
+        Raises:
+            InputError: The rows are not orthonormal.
+        """
+        exact = rows.double()
+        identity = torch.eye(len(rows), dtype=torch.float64)
+        if not 0 < len(rows) <= rows.shape[-1] or not (exact @ exact.T - identity).abs().max() < _ORTHONORMAL:
+            raise InputError(
+                f"rows of shape {tuple(rows.shape)} are no basis; they must be orthonormal, float32 [rows, embed_dim]; "
+                "make them with the command basis."
+            )
+        # What a random direction leaves behind has, on average, the energy of all that is left out.
+        drawn = torch.randn(_N_CHECKS, rows.shape[1], dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+        checks = drawn - drawn @ exact.T @ exact
+        return cls(rows, torch.zeros_like(rows[0]), checks=checks.to(rows.dtype))
 
     @classmethod
     def of(cls, directions: Float[Tensor, "n_prompts embed_dim"], tolerance: float = 0.0) -> "Basis":
@@ -61,12 +86,39 @@ class Basis:
 
     def to(self, like: Tensor) -> "Basis":
         """Return the basis on the device and in the precision of a tensor."""
-        worst = None if self.worst is None else self.worst.to(like)
-        return replace(self, rows=self.rows.to(like), centre=self.centre.to(like), worst=worst)
+        worst, checks = (None if each is None else each.to(like) for each in (self.worst, self.checks))
+        return replace(self, rows=self.rows.to(like), centre=self.centre.to(like), worst=worst, checks=checks)
+
+    @property
+    def name(self) -> str:
+        """What `stack.basis` calls it."""
+        return "prompts" if self.checks is None else "pictures"
 
     def rows_and_residual(self) -> Float[Tensor, "rows_and_residual embed_dim"]:
-        """Return the rows, and where they are not exact what they leave out of the worst text."""
-        return self.rows if self.worst is None else torch.cat([self.rows, self.residual(self.worst)[None]])
+        """Return the rows, and where they are not exact directions of what they leave out, for `split_off_residual`."""
+        residual = self.checks
+        if self.worst is not None:
+            residual = self.residual(self.worst)[None]
+        return self.rows if residual is None else torch.cat([self.rows, residual])
+
+    def split_off_residual(
+        self, values: Float[Tensor, "batch rows_and_residual height width"]
+    ) -> tuple[Float[Tensor, "batch rows height width"], tuple[float, ...]]:
+        """Return the attributions of the rows, and what each picture's maps lose, as a share of their root mean square.
+
+        For prompts, the map of the text of which most is left out; for pictures, the maps of all texts (estimated).
+        Nothing is said where the basis is exact.
+        """
+        kept, left_out = values[:, : len(self)], values[:, len(self) :].flatten(2)
+        if self.worst is not None:
+            lost = left_out[:, 0].norm(dim=1)
+            whole = torch.einsum("r,brhw->bhw", self.coordinates(self.worst), kept).flatten(1) + left_out[:, 0]
+            return kept, tuple((lost / whole.norm(dim=1)).tolist())
+        if self.checks is not None:
+            energy = left_out.double().square().sum(dim=2).mean(dim=1)
+            whole_energy = kept.double().square().flatten(1).sum(dim=1) + energy
+            return kept, tuple((energy / whole_energy.clamp_min(torch.finfo(energy.dtype).tiny)).sqrt().tolist())
+        return kept, ()
 
     def coordinates(self, directions: Float[Tensor, "*batch embed_dim"]) -> Float[Tensor, "*batch rows"]:
         """Return the weights of the rows that come nearest to each direction."""
@@ -94,6 +146,8 @@ class Basis:
         Raises:
             SpanError: `share_outside` of one is above the tolerance.
         """
+        if self.checks is not None:
+            return
         worst = float(self.share_outside(directions).max())
         tolerance = max(tolerance, _SAME * self.own_share)
         if worst > tolerance:
@@ -102,3 +156,37 @@ class Basis:
                 "a stack of basis 'prompts' answers texts of its span only; extract with stack.basis=axes, or add the "
                 "text to the prompts."
             )
+
+
+def fit_rows(
+    grams: Sequence[Float[Tensor, "embed_dim embed_dim"]], tolerance: float
+) -> tuple[Float[Tensor, "rows embed_dim"], list[float]]:
+    """Find the directions in which the stacks of pictures have nearly all of their energy.
+
+    Args:
+        grams: Of each picture's stack S along the axes, `S @ S.T`; at least two.
+        tolerance: Largest error of a picture's maps, over all texts (Frobenius norm), that may be left.
+
+    Returns:
+        Orthonormal rows, strongest first, as many as keep the tolerance for every picture whose own stack is left out
+        of the fit; and that error of the worst picture for every number of rows, from 0 to D.
+
+    Raises:
+        InputError: There are fewer than two pictures, or one without any attribution.
+    """
+    shares = [gram.double() / gram.double().trace() for gram in grams]
+    if len(shares) < 2 or not all(bool(share.isfinite().all()) for share in shares):
+        raise InputError(
+            f"{len(grams)} pictures cannot be fitted; two or more are needed, each with a map that is not zero; raise "
+            "data.limit."
+        )
+    whole = torch.stack(shares).sum(dim=0)
+    left_out = []
+    for share in shares:
+        others = torch.linalg.eigh(whole - share)[1].flip(1)
+        kept = torch.einsum("dr,de,er->r", others, share, others).cumsum(0)
+        left_out.append(torch.cat([torch.ones(1, dtype=kept.dtype), (1 - kept).clamp_min(0)]).sqrt())
+    errors = torch.stack(left_out).amax(dim=0)
+    errors[-1] = 0.0
+    n_rows = max(1, int((errors > tolerance).sum()))
+    return torch.linalg.eigh(whole)[1].flip(1)[:, :n_rows].T.float().contiguous(), errors.tolist()

@@ -73,9 +73,12 @@ class StackConfig:
     """What is stored of each picture.
 
     Attributes:
-        basis: "axes", or "prompts" for the span of the configured prompts only.
-        basis_tolerance: For "prompts": the largest share of a text that the basis may leave out, to need fewer rows;
-            what a map loses by it is measured on every picture and stored as `map_error`.
+        basis: "axes"; "prompts" for the span of the configured prompts only; or "pictures" for the rows of
+            `basis_file`, which serve any text within an error.
+        basis_file: For "pictures": what the command `basis` has written.
+        basis_tolerance: For "prompts": the largest share of a text that the basis may leave out, to need fewer rows.
+            For the command `basis`: the largest error of the maps that the fitted rows may leave. What maps lose is
+            measured on every picture and stored as `map_error`.
         normalize: Explain the logit (normalised embedding), or the raw embedding, the paper's wording.
         map_size: Side of the stored maps [px]; None keeps the model's frame.
         codec: "lowrank", the smallest form of each stack within `max_error`; or dense in "float32", "float16" or
@@ -85,6 +88,7 @@ class StackConfig:
     """
 
     basis: str = "axes"
+    basis_file: str | None = None
     basis_tolerance: float = 0.0
     normalize: bool = True
     map_size: int | None = 224
@@ -93,7 +97,7 @@ class StackConfig:
     compress: str = "none"
 
     def __post_init__(self) -> None:
-        one_of("stack.basis", self.basis, ("axes", "prompts"))
+        one_of("stack.basis", self.basis, ("axes", "prompts", "pictures"))
         one_of("stack.codec", self.codec, CODECS)
         one_of("stack.compress", self.compress, COMPRESSIONS)
         at_least("stack.map_size", self.map_size, 1)

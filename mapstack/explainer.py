@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -128,10 +127,7 @@ class Explainer:
             normalize=self.normalize and not is_raw,
         )
         found = self._attribute(inputs, readout, check)
-        values = found.values
-        map_error: tuple[float, ...] = ()
-        if basis is not None and basis.worst is not None:
-            values, map_error = _split_off_residual(found.values, basis.coordinates(basis.worst))
+        values, map_error = (found.values, ()) if basis is None else basis.split_off_residual(found.values)
         return Stack(
             found.embedding,
             self.normalize,
@@ -251,15 +247,6 @@ class Explainer:
             )
             for i, picture in enumerate(pictures)
         ]
-
-
-def _split_off_residual(
-    values: Float[Tensor, "batch rows_and_residual height width"], coordinates: Float[Tensor, " rows"]
-) -> tuple[Float[Tensor, "batch rows height width"], tuple[float, ...]]:
-    """Take the last row, of what the basis leaves out of a text, for the error of that text's map."""
-    values, lost = values[:, :-1], values[:, -1]
-    whole = torch.einsum("r,brhw->bhw", coordinates, values) + lost
-    return values, tuple((lost.flatten(1).norm(dim=1) / whole.flatten(1).norm(dim=1)).tolist())
 
 
 def explain(

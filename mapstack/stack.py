@@ -85,8 +85,8 @@ class Stack(Projectable):
         is_raw: Whether `values` are of the raw embedding although maps explain the normalised one. The gradient's
             stack is kept so, because it serves both (see `_tangent`).
         mixing: The weights with which `values` make the rows; None where they are the rows.
-        map_error: What a shortened basis loses of each picture's map of the text that suffers most, as a share of its
-            root mean square; empty for a basis that is exact.
+        map_error: What a basis that is not exact loses of each picture's maps, as a share of their root mean square:
+            see `Basis.split_off_residual`.
     """
 
     values: Float[Tensor, "batch rows height width"]

@@ -40,7 +40,7 @@ def describe_store(
             "weights": explainer.model.fingerprint,
             "method": explainer.method.describe(),
             "form": "occlusion" if is_factored else "dense",
-            "basis": "axes" if basis is None else "prompts",
+            "basis": "axes" if basis is None else basis.name,
             "normalize": "both" if serves_both else explainer.normalize,
             "map_size": None if is_factored else explainer.frame_size,
             **encoding.describe(),
@@ -105,6 +105,8 @@ def read_basis(manifest: Mapping[str, Any], rows: NDArray[Any] | None) -> Basis 
     if rows is None:
         return None
     directions = torch.from_numpy(np.array(rows))
+    if manifest["identity"]["basis"] == "pictures":
+        return Basis.of_pictures(directions)
     centre = torch.tensor(manifest["basis_centre"]) @ directions
     return Basis(directions, centre, own_share=manifest.get("basis_own_share", 0.0))
 

@@ -21,6 +21,7 @@ _COMMANDS = {
         "config:Config",
         "stack store + prompts -> maps, without a model",
     ),
+    "basis": ("train_like.fit_basis:fit_basis", "config:Config", "few rows for the stacks of any text, from pictures"),
     "figures": ("train_like.paper_figures:draw_figures", "job_configs:FiguresConfig", "the paper's Fig. 1 and Fig. 2"),
     "verify": ("train_like.check_store:check_store", None, "re-read every record against its checksum"),
     "evaluate": (

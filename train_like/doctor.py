@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 
-from mapstack.basis import Basis
 from mapstack.config import Config
 from mapstack.errors import MapstackError
 from mapstack.explainer import Explainer
@@ -21,8 +20,9 @@ from mapstack.methods import Occlusion
 from mapstack.phantom import phantom
 from mapstack.readouts import DirectionReadout, TextReadout
 from mapstack.stored_stack import describe_store
+from train_like.bases import choose_basis
 from train_like.errors import DONE, WRONG_USE
-from train_like.extract import make_explainer, make_readout
+from train_like.extract import make_explainer, make_readout, on_accelerator
 from train_like.index import ShardIndex, expand_shards, index_shards
 from train_like.progress import format_bytes
 from train_like.result import Result
@@ -135,8 +135,7 @@ def _release(version: str) -> str:
 def _load(config: Config, report: dict[str, Any]) -> tuple[Explainer | None, TextReadout | None]:
     try:
         explainer = make_explainer(config)
-        if torch.cuda.is_available() and config.trainer.accelerator in ("auto", "gpu", "cuda"):
-            explainer.model.to("cuda")
+        on_accelerator(explainer, config.trainer)
         return explainer, make_readout(config, explainer)
     except MapstackError as error:
         is_absent = not Path(config.model.checkpoint).is_dir() and config.model.name.startswith("medclip")
@@ -197,7 +196,7 @@ def _run(config: Config, explainer: Explainer | None, readout: TextReadout | Non
     if explainer is None:
         return [("", "disk and time are known with a checkpoint")]
     try:
-        basis = None if config.stack.basis == "axes" or readout is None else Basis.of(readout.span)
+        basis = choose_basis(config, explainer, readout)
         manifest = describe_store(explainer, basis, encoding=config.stack.encoding, shards_digest="")
         size = estimate_record(manifest, n_texts=0 if readout is None else readout.n_rows)
         per_picture = probe(explainer, None if basis is None else len(basis), config.data.batch_size)

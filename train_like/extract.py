@@ -16,7 +16,6 @@ from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvir
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from mapstack import __version__
-from mapstack.basis import Basis
 from mapstack.config import Config, TrainerConfig
 from mapstack.errors import ConfigError
 from mapstack.explainer import Explainer
@@ -28,6 +27,7 @@ from mapstack.store.disk import disk_errors
 from mapstack.store.layout import MANIFEST
 from mapstack.store.manifest import read_manifest, require_same_identity
 from mapstack.stored_stack import describe_store
+from train_like.bases import choose_basis
 from train_like.data import ShardData
 from train_like.errors import DONE, SOME_FAILED, StoppedError, TerminatedError
 from train_like.index import expand_shards, index_shards
@@ -67,7 +67,7 @@ def extract(config: Config) -> Result:
     ).limited(config.data.limit)
     explainer = make_explainer(config)
     readout = make_readout(config, explainer)
-    basis = _choose_basis(config, explainer, readout)
+    basis = choose_basis(config, explainer, readout)
     _require_form(explainer)
     manifest = describe_store(explainer, basis, encoding=config.stack.encoding, shards_digest=index.digest)
     _refuse_other_store(config, manifest["identity"])
@@ -166,23 +166,17 @@ def make_explainer(config: Config) -> Explainer:
     )
 
 
+def on_accelerator(explainer: Explainer, config: TrainerConfig) -> Explainer:
+    """Move the model to the GPU that the trainer would take, where it is used without one; return the explainer."""
+    if torch.cuda.is_available() and config.accelerator in ("auto", "gpu", "cuda"):
+        explainer.model.to("cuda")
+    return explainer
+
+
 def make_readout(config: Config, explainer: Explainer) -> TextReadout | None:
     """Embed the configured texts; None where there are none."""
     groups = config.prompts.groups()
     return explainer.readout(groups) if groups else None
-
-
-def _choose_basis(config: Config, explainer: Explainer, readout: TextReadout | None) -> Basis | None:
-    if config.stack.basis == "axes":
-        return None
-    if readout is None:
-        raise ConfigError("stack.basis is 'prompts' and no prompts are configured; set prompts.file or prompts.texts.")
-    if not explainer.method.is_linear:
-        raise ConfigError(
-            f"stack.basis is 'prompts' and method '{explainer.method.name}' is not linear; only the axes make its "
-            "stack; set stack.basis=axes."
-        )
-    return Basis.of(readout.span, config.stack.basis_tolerance)
 
 
 def _require_form(explainer: Explainer) -> None:

@@ -62,7 +62,7 @@ class StackModule(lightning.LightningModule):
             "shard": item.shard,
             "sha256": item.prepared.sha256,
             "geometry": item.prepared.geometry.to_dict(),
-            "route": "axes" if self._basis is None else "prompts",
+            "route": "axes" if self._basis is None else self._basis.name,
             **stack_info(stack),
         }
         if logits is not None and self.readout is not None:

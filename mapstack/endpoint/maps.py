@@ -259,7 +259,7 @@ def _project(stack: AnyStack, groups: Sequence[TextGroup], explainer: Explainer,
         method=explainer.method.name,
         completeness=explainer.method.completeness,
         is_linear=explainer.method.is_linear,
-        route="prompts" if isinstance(stack, Stack) and stack.basis is not None else "axes",
+        route=stack.basis.name if isinstance(stack, Stack) and stack.basis is not None else "axes",
         note=explainer.model.note,
     )
 

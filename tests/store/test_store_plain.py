@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mapstack.basis import Basis
+from mapstack.basis import Basis, fit_rows
 from mapstack.codecs import Encoding
 from mapstack.explainer import Explainer
 from mapstack.methods import Gradient, IntegratedGradients, Method, Occlusion
@@ -40,24 +40,25 @@ def recipe() -> dict[str, Any]:
 
 
 IG = IntegratedGradients(n_steps=3)
-CASES: dict[str, tuple[Method, bool, Encoding, float]] = {  # method, whether along prompts, encoding, tolerance
-    "dense float32": (IG, False, Encoding("float32"), 1e-5),
-    "dense float16, zstd": (IG, False, Encoding("float16", compress="zstd"), 1e-3),
-    "dense int8": (IG, False, Encoding("int8"), 3e-2),
-    "dense along prompts": (IG, True, Encoding("float16"), 1e-3),
-    "dense, raw gradients": (Gradient(), False, Encoding("float32"), 1e-5),
-    "lowrank": (IG, False, Encoding("lowrank", 0.01), 5e-2),
-    "lowrank, zstd": (Gradient(), False, Encoding("lowrank", 0.01, "zstd"), 5e-2),
-    "lowrank along prompts": (IG, True, Encoding("lowrank", 1e-4), 1e-3),
-    "occlusion": (Occlusion(sliding_window_shapes=6, strides=4), False, Encoding(), 1e-5),
-    "occlusion, zstd": (Occlusion(sliding_window_shapes=4, strides=4), False, Encoding(compress="zstd"), 1e-5),
+CASES: dict[str, tuple[Method, str, Encoding, float]] = {  # method, basis, encoding, tolerance
+    "dense float32": (IG, "axes", Encoding("float32"), 1e-5),
+    "dense float16, zstd": (IG, "axes", Encoding("float16", compress="zstd"), 1e-3),
+    "dense int8": (IG, "axes", Encoding("int8"), 3e-2),
+    "dense along prompts": (IG, "prompts", Encoding("float16"), 1e-3),
+    "dense, raw gradients": (Gradient(), "axes", Encoding("float32"), 1e-5),
+    "lowrank": (IG, "axes", Encoding("lowrank", 0.01), 5e-2),
+    "lowrank, zstd": (Gradient(), "axes", Encoding("lowrank", 0.01, "zstd"), 5e-2),
+    "lowrank along prompts": (IG, "prompts", Encoding("lowrank", 1e-4), 1e-3),
+    "dense along rows fitted to pictures": (IG, "pictures", Encoding("float32"), 1e-4),
+    "occlusion": (Occlusion(sliding_window_shapes=6, strides=4), "axes", Encoding(), 1e-5),
+    "occlusion, zstd": (Occlusion(sliding_window_shapes=4, strides=4), "axes", Encoding(compress="zstd"), 1e-5),
 }
 
 
-@pytest.mark.parametrize(("method", "is_along_prompts", "encoding", "tolerance"), CASES.values(), ids=CASES)
+@pytest.mark.parametrize(("method", "along", "encoding", "tolerance"), CASES.values(), ids=CASES)
 def test_maps_are_projected_by_hand(
     method: Method,
-    is_along_prompts: bool,
+    along: str,
     encoding: Encoding,
     tolerance: float,
     tmp_path: Path,
@@ -66,8 +67,13 @@ def test_maps_are_projected_by_hand(
     model = FewFeatures().float()
     explainer = Explainer(model, method)
     readout = explainer.readout([TextGroup(text, (text,)) for text in TEXTS])
-    basis = Basis.of(readout.directions) if is_along_prompts else None
-    stack = explainer.stack(random_inputs(2, model), basis)
+    inputs = random_inputs(2, model)
+    basis = Basis.of(readout.directions) if along == "prompts" else None
+    if along == "pictures":
+        whole = explainer.stack(inputs).axis_maps().flatten(2)
+        basis = Basis.of_pictures(fit_rows([each @ each.T for each in whole], 1e-4)[0])
+        assert len(basis) < model.embed_dim
+    stack = explainer.stack(inputs, basis)
     manifest = describe_store(explainer, basis, encoding=encoding, shards_digest="")
     rows = None if basis is None else basis.rows.numpy()
     with open_store_for_writing(tmp_path, manifest, basis=rows) as session:
