@@ -32,7 +32,7 @@ from train_like.result import Result
 
 # Reading, checking and decoding a record keeps a core busy for longer than a disk needs to give it.
 _MAX_THREADS = 4
-_KEPT = ("n_steps", "is_converged", "geometry", "sha256")  # what a map's json repeats of its record
+_KEPT = ("n_steps", "is_converged", "map_error", "geometry", "sha256")  # what a map's json repeats of its record
 
 
 @dataclass(frozen=True)

@@ -56,6 +56,8 @@ def test_few_rows_answer_texts_that_nobody_named_within_the_error_that_is_told(
 
     expected, found = maps_of(command, job, whole), maps_of(command, job, short)
     assert len(found) == 7
+    told = [json.loads(path.read_text())["map_error"] for path in Path(f"{short}-maps").glob("*.json")]
+    assert sorted(told) == sorted(errors)
     lost = [np.linalg.norm(found[name] - expected[name]) / np.linalg.norm(expected[name]) for name in expected]
     assert 0 < np.mean(lost) < 3 * np.mean(errors)
     again = command("extract", *job, *along_rows)
