@@ -13,7 +13,7 @@ from mapstack.errors import InputError, SpanError
 _RANK_TOLERANCE = 1e-6
 _ORTHONORMAL = 1e-4
 _SAME = 1.001  # the set itself, embedded on another machine
-_N_CHECKS = 4  # they tell the error of a fitted basis to about a tenth of itself
+_N_CHECKS = 4  # they tell the error of a fitted basis to about a quarter of itself (benchmarks/few_rows.py)
 
 
 @dataclass(frozen=True)

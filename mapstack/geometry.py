@@ -150,7 +150,7 @@ def reduce_area(
         )
     factor = height // map_size
     if factor == 1:
-        return maps  # a sum of one term each would copy the stack, a fifth of what the loop has to do for it
+        return maps  # a sum of one term each would copy the stack
     blocks = maps.reshape(*maps.shape[:-2], map_size, factor, map_size, factor)
     return blocks.sum(dim=(-3, -1))
 
