@@ -73,6 +73,12 @@ def test_every_shipped_configuration_loads() -> None:
         assert isinstance(load_config(SCHEMAS[name], path), SCHEMAS[name])
 
 
+def test_the_shipped_configurations_read_what_the_converter_writes() -> None:
+    written = load_config(SCHEMAS["mimic_cxr_shards"], CONFIGS / "mimic_cxr_shards.yaml")
+    for name in ("medclip", "paper"):
+        assert load_config(Config, CONFIGS / f"{name}.yaml").data.shards == f"{written.output}/{written.name}-*.tar"
+
+
 def test_the_paper_is_taken_to_the_letter() -> None:
     config = load_config(Config, CONFIGS / "paper.yaml")
     assert config.stack.normalize is False
