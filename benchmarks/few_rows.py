@@ -1,6 +1,6 @@
 """How few rows can stand for the 512 of a gradient stack, whatever the text?
 
-    python -m benchmarks.few_rows [pictures=6] [full_size=2] [ranks=16,32,64,128,256]
+    python -m benchmarks.few_rows [pictures=6] [full_size=2] [ranks=16,32,64,128,256] [prompts=4]
 
 Two ways to rows that leave little out, each with an error bar for every picture:
 
@@ -11,23 +11,26 @@ Two ways to rows that leave little out, each with an error bar for every picture
   picture's own stack, as many vector-Jacobian products fill it, and eight derivatives more estimate the error.
 
 Tried on the demo model with phantoms that it was not trained on ("found" on two of them), and on the official
-architecture with random weights. It prints a table for each and ends with one JSON line.
+architecture with random weights. And how few, where the texts are known: `stack.basis: prompts` by `basis_tolerance`
+for the 154 labels and sentences of configs/prompts/mimic_cxr.yaml, on so many phantoms (`prompts`). It prints a table
+for each and ends with one JSON line.
 """
 
 import json
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from statistics import mean
 
 import torch
 from torch import Tensor
 
-from benchmarks.setting import CHECKPOINT, describe_machine, full_size_model
+from benchmarks.setting import CHECKPOINT, ROOT, describe_machine, full_size_model
 from benchmarks.store_size import FIRST_SEED
 from mapstack.basis import Basis, fit_rows
+from mapstack.config import PromptsConfig
 from mapstack.explainer import Explainer
 from mapstack.images import Inputs, collate, from_array, prepare
 from mapstack.methods import Gradient
@@ -38,6 +41,7 @@ from mapstack.stack import Stack
 N_CHECKS = 8
 N_FOUND = 2
 PROBES_AT_ONCE = 8
+TOLERANCES = (0.0, 0.003, 0.01, 0.03, 0.1)
 
 
 @dataclass(frozen=True)
@@ -128,11 +132,15 @@ def trials(model: EmbeddingModel, pictures: list[Inputs], ranks: list[int]) -> l
     return made
 
 
+def phantoms(model: EmbeddingModel, n: int) -> list[Inputs]:
+    """Return so many phantoms that the demo model was not trained on, one a batch."""
+    films = [prepare(from_array(phantom(FIRST_SEED + i).pixels), model.preprocessing) for i in range(n)]
+    return [Explainer(model, Gradient()).cast(collate([film])) for film in films]
+
+
 def report(title: str, model: EmbeddingModel, n_pictures: int, ranks: list[int]) -> list[dict[str, float | str]]:
     """Measure, print a table and return the trials."""
-    films = [prepare(from_array(phantom(FIRST_SEED + i).pixels), model.preprocessing) for i in range(n_pictures)]
-    pictures = [Explainer(model, Gradient()).cast(collate([film])) for film in films]
-    made = trials(model, pictures, ranks)
+    made = trials(model, phantoms(model, n_pictures), ranks)
     print(f"\n{title}\n\n| way | rank | times as fast | error | of the best factors | estimate / error |")
     print("|---|---|---|---|---|---|")
     for way in ("fitted", "found"):
@@ -145,15 +153,83 @@ def report(title: str, model: EmbeddingModel, n_pictures: int, ranks: list[int])
     return [asdict(each) for each in made]
 
 
+@dataclass(frozen=True)
+class Shortened:
+    """A basis of prompts that was shortened to a tolerance.
+
+    Args:
+        tolerance: Largest share of a text's embedding that is left out.
+        rank: Rows that it takes.
+        median: Of the errors of the maps of all texts and pictures, against the whole basis (Frobenius).
+        worst: The largest.
+        stated: What the stacks say of the text of which most is left out, the largest.
+        stated_for: What the maps of that text lose indeed, the largest.
+    """
+
+    tolerance: float
+    rank: int
+    median: float
+    worst: float
+    stated: float
+    stated_for: float
+
+
+def shortened(model: EmbeddingModel, pictures: list[Inputs], directions: Tensor, tolerance: float) -> Shortened:
+    """Measure what the maps of texts lose along a shortened basis."""
+    explainer, basis = Explainer(model, Gradient()), Basis.of(directions, tolerance)
+    whole = Basis.of(directions)
+    errors: list[Tensor] = []
+    stated: list[float] = []
+    for inputs in pictures:
+        stack = explainer.stack(inputs, basis)
+        assert isinstance(stack, Stack)
+        exact = explainer.stack(inputs, whole).project(directions)[0].flatten(1).double()
+        errors.append((stack.project(directions)[0].flatten(1).double() - exact).norm(dim=1) / exact.norm(dim=1))
+        stated += stack.map_error
+    lost = torch.stack(errors)
+    unit = directions / directions.norm(dim=1, keepdim=True)
+    worst_text = int(basis.residual(unit).norm(dim=1).argmax())
+    return Shortened(
+        tolerance,
+        len(basis),
+        float(lost.median()),
+        float(lost.max()),
+        max(stated, default=0.0),
+        float(lost[:, worst_text].max()),
+    )
+
+
+def report_prompts(n_pictures: int) -> list[dict[str, float]]:
+    """Measure every tolerance, print a table and return its figures."""
+    model = load_model("medclip-vit", CHECKPOINT)
+    sentences = PromptsConfig(file=str(ROOT / "configs" / "prompts" / "mimic_cxr.yaml"), ensemble="none")
+    groups = [*sentences.groups(), *replace(sentences, use="labels").groups()]
+    directions = Explainer(model, Gradient()).readout(groups).directions
+    pictures = phantoms(model, n_pictures)
+    print(f"\nstack.basis: prompts, {len(groups)} texts, demo model, {n_pictures} phantoms\n")
+    print("| basis_tolerance | rows | error of the maps, median | worst | stated | of that text |\n" + 6 * "|---" + "|")
+    made = []
+    for tolerance in TOLERANCES:
+        found = shortened(model, pictures, directions, tolerance)
+        figures = (found.median, found.worst, found.stated, found.stated_for)
+        cells = " | ".join(f"{each:.2%}" for each in figures)
+        print(f"| {tolerance} | {found.rank} | {cells} |", flush=True)
+        made.append(asdict(found))
+    return made
+
+
 def main(arguments: list[str]) -> int:
     """Measure and print."""
     options = dict(argument.split("=", 1) for argument in arguments)
     n_pictures, n_full_size = int(options.pop("pictures", 6)), int(options.pop("full_size", 2))
     ranks = [int(rank) for rank in options.pop("ranks", "16,32,64,128,256").split(",")]
+    n_prompts_pictures = int(options.pop("prompts", 4))
     if options:
         print(__doc__)
         return 2
-    figures = {}
+    figures: dict[str, object] = {}
+    if n_prompts_pictures:
+        figures["prompts"] = report_prompts(n_prompts_pictures)
     if n_pictures:
         figures["demo"] = report("demo model", load_model("medclip-vit", CHECKPOINT), n_pictures, ranks)
     if n_full_size:

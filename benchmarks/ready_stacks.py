@@ -40,6 +40,7 @@ from train_like.size import estimate_record
 from train_like.writer import StoreCallback
 
 ROWS, SIDE, BATCH_SIZE = 512, 224, 4
+LOW_RANK = 26  # of the demo model's stacks at the default tolerance (benchmarks/store_size.py)
 
 Figures = dict[str, Any]
 
@@ -66,8 +67,9 @@ class ReadyStacks(Method):
     name = "gradient"
     one_stack_serves_both = True
 
-    def __init__(self, seconds: float) -> None:
+    def __init__(self, seconds: float, rank: int = ROWS) -> None:
         self._seconds = seconds
+        self._rank = rank
 
     def describe(self) -> dict[str, Any]:
         """Return the name."""
@@ -75,7 +77,7 @@ class ReadyStacks(Method):
 
     def _attribute(self, model: EmbeddingModel, inputs: Any, readout: Any, *, seed: int, check: Any) -> Attribution:
         time.sleep(self._seconds)
-        return Attribution(ready_values(), model.embed_images(inputs.pixel_values))
+        return Attribution(ready_values(self._rank), model.embed_images(inputs.pixel_values))
 
 
 @cache
@@ -85,9 +87,18 @@ def ready_model() -> ReadyModel:
 
 
 @cache
-def ready_values() -> Tensor:
-    """Draw one batch of stacks, as small as attributions are."""
-    return torch.randn(BATCH_SIZE, ROWS, SIDE, SIDE, generator=torch.Generator().manual_seed(0)) * 1e-6
+def ready_values(rank: int = ROWS) -> Tensor:
+    """Draw one batch of stacks, as small as attributions are, and of so many independent rows."""
+    source = torch.Generator().manual_seed(0)
+    values = torch.randn(BATCH_SIZE, rank, SIDE, SIDE, generator=source) * 1e-6
+    if rank == ROWS:
+        return values
+    return torch.einsum("dr,brhw->bdhw", torch.randn(ROWS, rank, generator=source), values)
+
+
+def rank_for(codec: str) -> int:
+    """Return the rank of the stacks that a codec is measured on: for lowrank, that of a trained model's."""
+    return LOW_RANK if codec == "lowrank" else ROWS
 
 
 class Clock(lightning.Callback):
@@ -135,7 +146,8 @@ def write_shard(path: Path, n: int, side: int = SIDE, suffix: str = "png") -> Pa
 
 def run_job(folder: Path, shard: Path, codec: str, seconds_per_batch: float = 0.0) -> Loop:
     """Fill a store with stacks that were drawn beforehand."""
-    return run_loop(folder, shard, Explainer(ready_model(), ReadyStacks(seconds_per_batch)), Encoding(codec))
+    method = ReadyStacks(seconds_per_batch, rank_for(codec))
+    return run_loop(folder, shard, Explainer(ready_model(), method), Encoding(codec))
 
 
 def run_loop(folder: Path, shard: Path, explainer: Explainer, encoding: Encoding) -> Loop:

@@ -44,11 +44,19 @@ class Plumbing:
     Args:
         mb_per_s: What one rank stores of float16 stacks, rounding included [MB/s].
         lowrank_mb: A `lowrank` record along the axes, on the demo model [MB].
+        zstd_float16_mb: A `float16` record along the axes, compressed, on the demo model [MB].
+        zstd_int8_mb: An `int8` record, likewise [MB].
+        prompts_lowrank_mb: A `lowrank` record of `max_error: 0.02` along the 39 texts of the phantoms [MB].
+        pictures_rows: Rows of a basis that is fitted to pictures, for an error of 0.8 % on the demo model.
         source: Where they come from.
     """
 
     mb_per_s: float
     lowrank_mb: float
+    zstd_float16_mb: float
+    zstd_int8_mb: float
+    prompts_lowrank_mb: float
+    pictures_rows: int
     source: str
 
 
@@ -61,9 +69,14 @@ GPU = Machine(
 )
 STORE = Plumbing(
     562.0,
-    2.7,
-    "benchmarks/pipeline.py, the loop without a model on two cores; "
-    "lowrank's size is benchmarks/store_size.py's at max_error 0.01",
+    2.70,
+    48.70,
+    9.23,
+    0.76,
+    64,
+    "benchmarks/pipeline.py, the loop without a model on two cores; sizes on the demo model are those of "
+    "benchmarks/store_size.py, lowrank's at max_error 0.01 where nothing else is said; the rows of a basis of pictures "
+    "are benchmarks/few_rows.py's",
 )
 
 
@@ -138,7 +151,11 @@ def size_table(store: Plumbing) -> str:
         "|---|---|---|" + "---|" * len(ARCHIVES),
     ]
     sizes = {(basis, codec): float(record_bytes(rows, codec)) for basis, rows in bases().items() for codec in CODECS}
+    sizes["axes", "float16 and zstd, on the demo model"] = store.zstd_float16_mb * 1e6
+    sizes["axes", "int8 and zstd, on the demo model"] = store.zstd_int8_mb * 1e6
     sizes["axes", "lowrank, on the demo model"] = store.lowrank_mb * 1e6
+    sizes["prompts, 39 texts", "lowrank 0.02, on the demo model"] = store.prompts_lowrank_mb * 1e6
+    sizes[f"pictures, {store.pictures_rows} rows", "float16"] = float(record_bytes(store.pictures_rows, "float16"))
     sizes["any", "factored occlusion"] = occlusion_bytes()
     for (basis, codec), n_bytes in sizes.items():
         cells = " | ".join(size(n * n_bytes) for n in ARCHIVES)

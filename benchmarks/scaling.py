@@ -4,8 +4,8 @@
 
 The first three are the engine's, on full-size MedCLIP-ViT with random weights: seconds by rows of a gradient map, by
 pictures at ten texts, and by points of integrated gradients at ten texts. The last is the whole command `extract` on
-the demo model with one and with two ranks, less the time in which it starts. FOLDER gets scaling.png; a table is
-printed, and one JSON line at the end.
+the demo model, less the time in which it starts, with one and with two ranks on the CPU, or with as many as there are
+GPUs. FOLDER gets scaling.png; a table is printed, and one JSON line at the end.
 """
 
 import json
@@ -33,8 +33,9 @@ COUNTS: dict[str, tuple[int, ...]] = {
     "texts": (1, 2, 4, 8, 16, 32, 64),
     "pictures": (1, 2, 4, 8),
     "steps": (1, 2, 4, 8, 16),
-    "ranks": (1, 2),
+    "ranks": (1, 2, 4, 8),
 }
+RANKS_ON_CPU = 2
 N_SAMPLES = 24
 
 
@@ -57,18 +58,32 @@ def engine_seconds(model: EmbeddingModel, method: Method, n_pictures: int, n_row
     return min(times)
 
 
-def rank_seconds(n_ranks: int) -> float:
+def counts(name: str, device: str) -> tuple[int, ...]:
+    """Return the counts of a question; of ranks no more than there are devices for them."""
+    if name != "ranks":
+        return COUNTS[name]
+    n_devices = RANKS_ON_CPU if device == "cpu" else torch.cuda.device_count()
+    return tuple(n for n in COUNTS[name] if n <= n_devices)
+
+
+def extraction(shard: Path, output: str, n_samples: int, n_ranks: int, device: str) -> list[str]:
+    """Return the command that extracts gradient stacks with so many ranks."""
+    return [
+        *(sys.executable, "-m", "train_like", "extract", "configs/demo.yaml", f"data.shards={shard}"),
+        *(f"output={output}", f"data.limit={n_samples}", "data.batch_size=2"),
+        *(f"trainer.accelerator={device}", f"trainer.devices={n_ranks}"),
+        *(f"model.checkpoint={CHECKPOINT}", "method={name: gradient}"),
+    ]
+
+
+def rank_seconds(n_ranks: int, device: str) -> float:
     """Return what `extract` takes for the pictures themselves: for all of them, less for two [s]."""
     with tempfile.TemporaryDirectory() as folder:
         shard = write_shard(Path(folder) / "in.tar", N_SAMPLES)
 
-        def run(limit: int) -> float:
+        def run(n_samples: int) -> float:
             started = time.perf_counter()
-            command = [
-                *(sys.executable, "-m", "train_like", "extract", "configs/demo.yaml", f"data.shards={shard}"),
-                *(f"output={folder}/store-{limit}", f"data.limit={limit}", f"trainer.devices={n_ranks}"),
-                *(f"model.checkpoint={CHECKPOINT}", "method={name: gradient}", "data.batch_size=2"),
-            ]
+            command = extraction(shard, f"{folder}/store-{n_samples}", n_samples, n_ranks, device)
             subprocess.run(command, check=True, capture_output=True)
             return time.perf_counter() - started
 
@@ -78,14 +93,14 @@ def rank_seconds(n_ranks: int) -> float:
 def measure(name: str, device: str) -> dict[int, float]:
     """Return the seconds of each count."""
     if name == "ranks":
-        return {n: rank_seconds(n) for n in COUNTS[name]}
+        return {n: rank_seconds(n, device) for n in counts(name, device)}
     model = full_size_model().to(device)
     seconds: Mapping[str, Callable[[int], float]] = {
         "texts": lambda n: engine_seconds(model, Gradient(), 1, n),
         "pictures": lambda n: engine_seconds(model, Gradient(), n, N_TEXTS),
         "steps": lambda n: engine_seconds(model, IntegratedGradients(n_steps=n), 1, N_TEXTS),
     }
-    return {n: seconds[name](n) for n in COUNTS[name]}
+    return {n: seconds[name](n) for n in counts(name, device)}
 
 
 def draw(found: Mapping[str, Mapping[int, float]], path: Path) -> None:

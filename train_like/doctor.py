@@ -17,6 +17,7 @@ from mapstack.errors import MapstackError
 from mapstack.explainer import Explainer
 from mapstack.images import Inputs, collate, from_array, prepare
 from mapstack.methods import Occlusion
+from mapstack.models.precision import convolution_rounding, float32_convolutions
 from mapstack.phantom import phantom
 from mapstack.readouts import DirectionReadout, TextReadout
 from mapstack.stored_stack import describe_store
@@ -73,6 +74,7 @@ def machine(report: dict[str, Any]) -> Lines:
         ("memory", format_bytes(memory)),
         ("accelerators", ", ".join(devices) or "none: maps are made on the CPU"),
         ("precision", f"32-true, 64-true; of the image tower alone bf16-mixed, 16-mixed{_half_precision()}"),
+        ("convolutions", _convolutions(report)),
     ]
     if torch.get_float32_matmul_precision() != "highest":
         report["problems"].append("float32 products are rounded (set_float32_matmul_precision); maps may differ.")
@@ -91,6 +93,15 @@ def _half_precision() -> str:
     if not torch.cuda.is_available():
         return ""
     return "; this GPU has bfloat16" if torch.cuda.is_bf16_supported() else "; this GPU lacks bfloat16: take 16-mixed"
+
+
+def _convolutions(report: dict[str, Any]) -> str:
+    """Say how a GPU rounds the factors of float32 convolutions, as torch is set and while maps are made."""
+    by_torch = convolution_rounding()
+    with float32_convolutions():
+        for_maps = convolution_rounding()
+    report["convolutions"] = {"torch": by_torch, "maps": for_maps}
+    return f"of float32: {for_maps} while maps are made (torch is set to {by_torch})"
 
 
 def packages(report: dict[str, Any]) -> Lines:

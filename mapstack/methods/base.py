@@ -10,6 +10,7 @@ from torch import Tensor
 
 from mapstack.images import Inputs
 from mapstack.models.base import EmbeddingModel
+from mapstack.models.precision import float32_convolutions
 from mapstack.readouts import Readout
 
 Completeness = Literal["in the limit of n_steps", "in expectation", "no"]
@@ -90,7 +91,7 @@ class Method(abc.ABC):
             seed: Seed of every random draw, together with each picture's bytes.
             check: The numbers on which a tolerance is measured, where the rows are not themselves in logits.
         """
-        with torch.inference_mode(False), torch.enable_grad():
+        with torch.inference_mode(False), torch.enable_grad(), float32_convolutions():
             pixel_values = inputs.pixel_values
             if pixel_values.is_inference():  # autograd refuses tensors made in inference mode, but not their copies
                 inputs = replace(inputs, pixel_values=pixel_values.clone())

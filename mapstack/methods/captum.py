@@ -1,7 +1,9 @@
 """Any off-the-shelf attribution method: a Captum class, or a user's own of the same shape, by its dotted path."""
 
+import contextlib
 import importlib
 import inspect
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +21,9 @@ from mapstack.randomness import generator
 from mapstack.readouts import DirectionReadout, Readout
 
 _LINEARITY_TOLERANCE = 1e-3  # Captum's Occlusion casts to float32; a method that is not linear is off by 1
+
+# The arguments by which Captum's classes run the model several times: path methods, NoiseTunnel, sampling.
+_COUNTS = ("n_steps", "nt_samples", "n_samples")
 
 
 class ExplainedModule(nn.Module):
@@ -45,7 +50,8 @@ class CaptumMethod(Method):
         attribution: Dotted path of a class that is made from a module and has Captum's `attribute`.
         init: Further keyword arguments of its constructor.
         kwargs: Keyword arguments of `attribute`.
-        baseline: A name of `mapstack.baselines`, handed over as `baselines` where `attribute` takes that.
+        baseline: "black", "white", "mean", "noise" or "blur", handed over as `baselines` where `attribute`
+            takes that.
         linear: Whether the method is linear in the output. It is tested on the first picture of every batch.
     """
 
@@ -65,6 +71,16 @@ class CaptumMethod(Method):
     def is_linear(self) -> bool:  # type: ignore[override]
         """What the configuration states; `attribute` tests it and raises InputError where it is not so."""
         return self.linear
+
+    @property
+    def n_points(self) -> int:
+        """How many points or samples a row takes, by the arguments or the defaults of `attribute`; 1 without any."""
+        known = inspect.signature(self._load().attribute).parameters
+        n_points = 1
+        for name in _COUNTS:
+            given = self.kwargs.get(name, known[name].default if name in known else 1)
+            n_points *= given if isinstance(given, int) else 1
+        return n_points
 
     def _load(self) -> Any:
         module_name, _, class_name = self.attribution.rpartition(".")
@@ -114,7 +130,7 @@ class CaptumMethod(Method):
         baselines = {"baselines": start} if self._takes_baseline() else {}
         rows = []
         for row in range(readout.n_rows):
-            with _seeded(seed):
+            with _seeded(seed, end.device):
                 answer = explain.attribute(end.clone().requires_grad_(), target=row, **baselines, **self.kwargs)
             if not isinstance(answer, Tensor) or answer.shape != end.shape:
                 raise InputError(
@@ -142,17 +158,18 @@ def _describe(answer: object) -> str:
     return f"shape {tuple(answer.shape)}" if isinstance(answer, Tensor) else type(answer).__name__
 
 
-class _seeded:
+@contextlib.contextmanager
+def _seeded(seed: int, device: torch.device) -> Iterator[None]:
     """Seed torch's and numpy's global generators for a block, and put them back: Captum draws from both."""
-
-    def __init__(self, seed: int) -> None:
-        self._seed = seed
-
-    def __enter__(self) -> None:
-        self._torch_state, self._numpy_state = torch.get_rng_state(), np.random.get_state()
-        torch.manual_seed(self._seed)
-        np.random.seed(self._seed % 2**32)
-
-    def __exit__(self, *_: object) -> None:
-        torch.set_rng_state(self._torch_state)
-        np.random.set_state(self._numpy_state)
+    numpy_state = np.random.get_state()
+    # `torch.manual_seed` would seed every GPU of the machine, and leave them so.
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.default_generator.manual_seed(seed)
+        if device.type == "cuda":
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(seed)
+        np.random.seed(seed % 2**32)
+        try:
+            yield
+        finally:
+            np.random.set_state(numpy_state)

@@ -1,6 +1,7 @@
 """The engine of every gradient method: one forward pass, then batched vector-Jacobian products over the rows."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import TypeVar
 from weakref import WeakKeyDictionary
 
 import torch
@@ -10,8 +11,13 @@ from torch import Tensor
 from mapstack.models.base import EmbeddingModel
 from mapstack.readouts import Readout
 
+T = TypeVar("T")
+
 # Which rows, and their gradients [rows, points, channels, height, width].
 RowGradients = tuple[slice, Tensor]
+
+# How many of a model's rows, points or pictures the device was found to have memory for.
+Fits = WeakKeyDictionary[EmbeddingModel, int]
 
 # A product is linear in its cotangent: float16 has digits for small gradients if the cotangent is large, and the
 # gradient is divided by the same power of two again. Where that overflows, a smaller one is tried.
@@ -21,8 +27,12 @@ _FLOAT16_SCALES = tuple(2.0**exponent for exponent in (12, 8, 4, 0, -4, -8))
 # are slower by up to a third (benchmarks/RESULTS.md); a GPU is only filled by many.
 _VECTORS_ON_CPU, _VECTORS_ON_GPU = 8, 256
 _POINTS_AT_ONCE = 8
+# Pictures that are only embedded, likewise; no graph is kept of them.
+_PICTURES_ON_CPU, _PICTURES_ON_GPU = 16, 256
 
-_ROWS_THAT_FIT: WeakKeyDictionary[EmbeddingModel, int] = WeakKeyDictionary()
+_ROWS_THAT_FIT: Fits = WeakKeyDictionary()
+_POINTS_THAT_FIT: Fits = WeakKeyDictionary()
+_PICTURES_THAT_FIT: Fits = WeakKeyDictionary()
 
 
 def row_gradients(
@@ -38,7 +48,8 @@ def row_gradients(
     layer of an image tower in evaluation mode mixes the pictures of a batch; so the gradient of the sum over points
     is the gradient of each.
 
-    A chunk for which the device has too little memory is halved, and the model's later chunks are no larger.
+    A chunk of rows for which the device has too little memory is halved, and the model's later ones are no larger; for
+    points see `gradients_of_parts`.
 
     Args:
         model: Frozen; called with gradients on, outside inference mode (see `Method.attribute`).
@@ -54,21 +65,69 @@ def row_gradients(
     outputs = readout(embedding)
     scales = _FLOAT16_SCALES if model.precision == "16-mixed" else (1.0,)
 
-    def chunks() -> Iterator[RowGradients]:
-        start, n_rows = 0, min(rows_per_pass, _ROWS_THAT_FIT.get(model, rows_per_pass))
-        while start < readout.n_rows:
-            rows = slice(start, min(start + n_rows, readout.n_rows))
-            try:
-                gradient = _gradient_of_rows(outputs, points, rows, scales)
-            except torch.OutOfMemoryError:
-                if n_rows == 1:
-                    raise
-                n_rows = _ROWS_THAT_FIT[model] = -(-n_rows // 2)
-                continue
-            yield rows, gradient
-            start = rows.stop
+    def pull_back(rows: slice) -> Tensor:
+        return _gradient_of_rows(outputs, points, rows, scales)
 
-    return embedding.detach(), chunks()
+    return embedding.detach(), _parts_that_fit(model, _ROWS_THAT_FIT, readout.n_rows, rows_per_pass, pull_back)
+
+
+def gradients_of_parts(
+    model: EmbeddingModel,
+    points: Float[Tensor, "points channels height width"],
+    readout: Readout,
+    *,
+    rows_per_pass: int | None = None,
+) -> Iterator[tuple[slice, tuple[Tensor, Iterator[RowGradients]]]]:
+    """Yield which points, and their `row_gradients`: all at once, or as many as the device has memory to run forward.
+
+    The gradients of a part are to be used up before the next part is asked for.
+    """
+
+    def run(part: slice) -> tuple[Tensor, Iterator[RowGradients]]:
+        return row_gradients(model, points[part], readout, rows_per_pass=rows_per_pass)
+
+    return _parts_that_fit(model, _POINTS_THAT_FIT, len(points), len(points), run)
+
+
+def embed_by_parts(
+    model: EmbeddingModel, n: int, make: Callable[[slice], Tensor], at_once: int | None = None
+) -> Float[Tensor, "pictures embed_dim"]:
+    """Embed n pictures that are made part by part.
+
+    Args:
+        model: Called as gradients are set.
+        n: How many pictures.
+        make: Makes some of them.
+        at_once: How many are made and run at once, at most; None takes as many as the device does best with. Parts
+            for which it has too little memory are halved, and the model's later ones are no larger.
+    """
+    at_once = at_once or pictures_at_once(model.device)
+    parts = _parts_that_fit(model, _PICTURES_THAT_FIT, n, at_once, lambda part: model.embed_images(make(part)))
+    return torch.cat([embeddings for _, embeddings in parts])
+
+
+def _parts_that_fit(
+    model: EmbeddingModel, fits: Fits, n: int, most: int, run: Callable[[slice], T]
+) -> Iterator[tuple[slice, T]]:
+    """Do n things in parts of `most`, or of fewer where the memory does not suffice; yield each with its result."""
+    start, size = 0, min(most, fits.get(model, most))
+    while start < n:
+        part = slice(start, min(start + size, n))
+        try:
+            result = run(part)
+        except torch.OutOfMemoryError:
+            if part.stop - part.start == 1:
+                raise
+            size = fits[model] = -(-(part.stop - part.start) // 2)
+            continue
+        yield part, result
+        del result  # or the graph of a part would be kept beside that of the next
+        start = part.stop
+
+
+def pictures_at_once(device: torch.device) -> int:
+    """Return how many pictures a device embeds best together."""
+    return _PICTURES_ON_CPU if device.type == "cpu" else _PICTURES_ON_GPU
 
 
 def points_at_once(asked: int | None, n_rows: int, device: torch.device) -> int:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from mapstack.images import Inputs
 from mapstack.methods.base import Attribution, Method
-from mapstack.methods.engine import row_gradients
+from mapstack.methods.engine import gradients_of_parts
 from mapstack.models.base import EmbeddingModel
 from mapstack.readouts import Readout
 
@@ -17,6 +17,9 @@ class Gradient(Method):
     """The gradient of each row with respect to the picture, with its sign, summed over colour channels.
 
     A slope, in readout per unit of normalised brightness; it has no baseline and no completeness.
+
+    Attributes:
+        rows_per_pass: Rows that one batched vector-Jacobian product takes; None takes what the device does best with.
 
     Source:
         Simonyan, Vedaldi, Zisserman, "Deep inside convolutional networks", ICLR workshop 2014, without the absolute
@@ -31,9 +34,14 @@ class Gradient(Method):
     def _attribute(
         self, model: EmbeddingModel, inputs: Inputs, readout: Readout, *, seed: int, check: Readout
     ) -> Attribution:
-        embedding, chunks = row_gradients(model, inputs.pixel_values, readout, rows_per_pass=self.rows_per_pass)
-        values = torch.cat([self._combine(gradient) for _, gradient in chunks])
-        return Attribution(values.transpose(0, 1), embedding)
+        embeddings, values = [], []
+        parts = gradients_of_parts(model, inputs.pixel_values, readout, rows_per_pass=self.rows_per_pass)
+        for _, (embedding, chunks) in parts:
+            embeddings.append(embedding)
+            values.append(torch.cat([self._combine(gradient) for _, gradient in chunks]).transpose(0, 1))
+        if len(values) == 1:  # as nearly always; a stack is not copied for nothing
+            return Attribution(values[0], embeddings[0])
+        return Attribution(torch.cat(values), torch.cat(embeddings))
 
     def _combine(self, gradient: Tensor) -> Tensor:
         return gradient.sum(dim=2)

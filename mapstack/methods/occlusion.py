@@ -11,7 +11,9 @@ from mapstack.baselines import baseline
 from mapstack.errors import InputError
 from mapstack.images import Inputs
 from mapstack.methods.base import Attribution, Method
+from mapstack.methods.engine import embed_by_parts
 from mapstack.models.base import EmbeddingModel, normalised
+from mapstack.models.precision import float32_convolutions
 from mapstack.readouts import Readout
 
 
@@ -102,8 +104,8 @@ class Occlusion(Method):
     Attributes:
         sliding_window_shapes: Side of the square window [px], model-input frame.
         strides: Step between windows [px].
-        baseline: A name of `mapstack.baselines`.
-        perturbations_per_eval: Windows that are run at once.
+        baseline: "black", "white", "mean", "noise" or "blur" (`mapstack.baselines`).
+        perturbations_per_eval: Windows that are run at once; None takes what the device does best with.
 
     Source:
         Zeiler, Fergus, "Visualizing and understanding convolutional networks", ECCV 2014, as
@@ -113,7 +115,7 @@ class Occlusion(Method):
     sliding_window_shapes: int = 16
     strides: int = 16
     baseline: str = "black"
-    perturbations_per_eval: int = 16
+    perturbations_per_eval: int | None = None
 
     name = "occlusion"
     one_stack_serves_both = True
@@ -137,6 +139,7 @@ class Occlusion(Method):
         return Windows(image_size, self.sliding_window_shapes, self.strides)
 
     @torch.no_grad()
+    @float32_convolutions()
     def sweep(self, model: EmbeddingModel, inputs: Inputs, *, seed: int = 0) -> Sweep:
         """Embed the pictures, their baselines, and the pictures with each window occluded."""
         pixel_values = inputs.pixel_values
@@ -150,15 +153,14 @@ class Occlusion(Method):
     def _sweep_one(
         self, model: EmbeddingModel, picture: Tensor, replacement: Tensor, windows: Windows
     ) -> Float[Tensor, "windows embed_dim"]:
-        embeddings = []
-        for first in range(0, len(windows), self.perturbations_per_eval):
-            numbers = range(first, min(first + self.perturbations_per_eval, len(windows)))
-            batch = picture.repeat(len(numbers), 1, 1, 1)
-            for each, number in zip(batch, numbers, strict=True):
+        def occlude(numbers: slice) -> Tensor:
+            batch = picture.repeat(numbers.stop - numbers.start, 1, 1, 1)
+            for each, number in zip(batch, range(numbers.start, numbers.stop), strict=True):
                 rows, columns = windows.region(number)
                 each[:, rows, columns] = replacement[:, rows, columns]
-            embeddings.append(model.embed_images(batch))
-        return torch.cat(embeddings)
+            return batch
+
+        return embed_by_parts(model, len(windows), occlude, self.perturbations_per_eval)
 
     def _attribute(
         self, model: EmbeddingModel, inputs: Inputs, readout: Readout, *, seed: int, check: Readout

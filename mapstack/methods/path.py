@@ -15,7 +15,7 @@ from mapstack.baselines import DEFAULT_DISTRIBUTION, baseline, baseline_distribu
 from mapstack.errors import ConfigError
 from mapstack.images import Inputs, Prepared, Preprocessing, prepare, read
 from mapstack.methods.base import Attribution, Method
-from mapstack.methods.engine import points_at_once, row_gradients
+from mapstack.methods.engine import gradients_of_parts, points_at_once
 from mapstack.models.base import EmbeddingModel, normalised
 from mapstack.randomness import generator
 from mapstack.readouts import Readout
@@ -42,14 +42,15 @@ def integrate(
     """Sum `weight * step * gradient` over the points of each picture and over colour channels."""
     values: Tensor | None = None
     for chunk in points:
-        _, gradients = row_gradients(model, chunk.position, readout, rows_per_pass=rows_per_pass)
         if values is None:
             height, width = chunk.position.shape[-2:]
             values = chunk.position.new_zeros(n_pictures, readout.n_rows, height, width)
         scaled = chunk.step * chunk.weight[:, None, None, None]
-        for rows, gradient in gradients:
-            terms = (gradient * scaled).sum(dim=2).transpose(0, 1)
-            values[:, rows].index_add_(0, chunk.index, terms)
+        parts = gradients_of_parts(model, chunk.position, readout, rows_per_pass=rows_per_pass)
+        for part, (_, gradients) in parts:
+            for rows, gradient in gradients:
+                terms = (gradient * scaled[part]).sum(dim=2).transpose(0, 1)
+                values[:, rows].index_add_(0, chunk.index[part], terms)
     if values is None:
         raise RuntimeError("a path without points has no integral.")
     return values
@@ -65,7 +66,7 @@ class IntegratedGradients(Method):
         n_steps: Points of the quadrature, or "auto": points are doubled for each picture until the completeness
             residual is at most `tolerance` of max(|readout(picture) - readout(baseline)|, 0.1), or `max_steps` is
             reached. The test costs one forward-mode derivative a point for all rows together.
-        baseline: A name of `mapstack.baselines`.
+        baseline: "black", "white", "mean", "noise" or "blur" (`mapstack.baselines`).
         tolerance: Share of the explained difference that "auto" accepts.
         max_steps: Where "auto" gives up, and says so.
         internal_batch_size: Points that are run at once; None takes what the device does best with.
@@ -167,7 +168,7 @@ class GradientShap(Method):
         n_samples: Draws for each picture.
         stdevs: Standard deviation of the noise on the picture, in units of normalised brightness. The padding gets
             none.
-        baselines: Names of `mapstack.baselines` that the draws choose from.
+        baselines: What the draws choose from, any of "black", "white", "mean", "noise" or "blur".
         reference_pictures: Paths of PNG or JPEG files, such as normal radiographs, that they choose from instead.
         internal_batch_size: Draws that are run at once; None takes what the device does best with.
         rows_per_pass: Rows that one batched vector-Jacobian product takes; None likewise.
@@ -257,8 +258,9 @@ def draw_shap(method: GradientShap, seed: int, sha256: str, content: Tensor, *, 
     """
     source = generator(seed, sha256, "gradient_shap")
     n, (height, width) = method.n_samples, content.shape
-    noise = torch.randn(n, 1, height, width, generator=source) * method.stdevs * content.cpu()
-    position = torch.rand(n, generator=source)
+    # In float32 whatever torch's default is: another type would draw other numbers.
+    noise = torch.randn(n, 1, height, width, generator=source, dtype=torch.float32) * method.stdevs * content.cpu()
+    position = torch.rand(n, generator=source, dtype=torch.float32)
     choice = torch.randint(n_baselines, (n,), generator=source)
     return ShapDraws(noise, position, choice)
 

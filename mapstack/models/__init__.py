@@ -6,6 +6,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from mapstack.errors import ConfigError, unknown_name
 from mapstack.models.base import EmbeddingModel, PromptPadding, TextTower, normalised
 from mapstack.models.precision import PRECISIONS, in_precision
@@ -30,6 +32,7 @@ _LOADERS: dict[str, tuple[str, str, dict[str, str]]] = {
 MODEL_NAMES = tuple(_LOADERS)
 
 
+@torch.inference_mode(False)  # weights that are made in it take part in no gradient
 def load_model(name: str, checkpoint: str | Path, *, prompt_padding: PromptPadding = "none") -> EmbeddingModel:
     """Load a model from a checkpoint folder, frozen, on the CPU, in float32.
 

@@ -36,6 +36,10 @@ class TextTower(nn.Module, abc.ABC):
     def _embed_padded(self, texts: list[str]) -> Float[Tensor, "n_prompts embed_dim"]:
         """Embed texts, not normalised, each padded to the longest of them."""
 
+    def is_truncated(self, texts: Sequence[str]) -> list[bool]:
+        """Say of each text whether only its beginning is embedded, because it has more tokens than the model reads."""
+        return [False] * len(texts)
+
     def embed_texts(self, texts: Sequence[str]) -> Float[Tensor, "n_prompts embed_dim"]:
         """Embed texts as unit-length vectors `T_p`.
 
@@ -48,7 +52,7 @@ class TextTower(nn.Module, abc.ABC):
         # Out of inference mode, so that a direction may take part in a gradient (see `Method.attribute`).
         with torch.inference_mode(False), torch.no_grad():
             embeddings = torch.cat([self._embed_padded(batch) for batch in batches])
-        return embeddings / embeddings.norm(dim=-1, keepdim=True)
+            return embeddings / embeddings.norm(dim=-1, keepdim=True)
 
     def text_directions(self, texts: Sequence[str]) -> Float[Tensor, "n_prompts embed_dim"]:
         """Return `tau * T_p`: the directions whose dot product with a unit image embedding is the logit."""

@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from mapstack.errors import CheckpointError
 from mapstack.images import Preprocessing
 from mapstack.models.base import EmbeddingModel, PromptPadding, TextTower
 from mapstack.models.checkpoint import fingerprint
+from mapstack.models.precision import float32_convolutions
 
 
 class CLIPText(TextTower):
@@ -28,10 +30,16 @@ class CLIPText(TextTower):
         self._tokenizer = CLIPTokenizerFast.from_pretrained(folder, local_files_only=True)
 
     def _embed_padded(self, texts: list[str]) -> Float[Tensor, "n_prompts embed_dim"]:
-        n_tokens = self.model.config.text_config.max_position_embeddings
-        tokens = self._tokenizer(texts, padding=True, truncation=True, max_length=n_tokens, return_tensors="pt")
-        embeddings: Tensor = self.model.get_text_features(**tokens.to(self.model.device))
+        embeddings: Tensor = self.model.get_text_features(**self._tokenize(texts).to(self.model.device))
         return embeddings
+
+    def is_truncated(self, texts: Sequence[str]) -> list[bool]:
+        """Say of each text whether only its beginning is embedded, because it has more tokens than the model reads."""
+        return [bool(encoding.overflowing) for encoding in self._tokenize(list(texts)).encodings]
+
+    def _tokenize(self, texts: list[str]) -> Any:
+        n_tokens = self.model.config.text_config.max_position_embeddings
+        return self._tokenizer(texts, padding=True, truncation=True, max_length=n_tokens, return_tensors="pt")
 
 
 class CLIP(EmbeddingModel):
@@ -45,6 +53,7 @@ class CLIP(EmbeddingModel):
         self.embed_dim = model.config.projection_dim
         self.freeze()
 
+    @float32_convolutions()
     def embed_images(
         self, pixel_values: Float[Tensor, "batch channels height width"]
     ) -> Float[Tensor, "batch embed_dim"]:

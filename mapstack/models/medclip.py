@@ -3,7 +3,7 @@
 import contextlib
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,6 +18,7 @@ from mapstack.errors import CheckpointError
 from mapstack.images import MEDCLIP, Preprocessing
 from mapstack.models.base import EmbeddingModel, PromptPadding, TextTower
 from mapstack.models.checkpoint import fingerprint, load_strictly, read_config, read_weights
+from mapstack.models.precision import float32_convolutions
 
 Tower = Literal["vit", "resnet50"]
 
@@ -97,15 +98,23 @@ class MedCLIPText(TextTower):
         self._tokenizer = _read_tokenizer(folder, text_model.model.config.vocab_size)
 
     def _embed_padded(self, texts: list[str]) -> Float[Tensor, "n_prompts embed_dim"]:
+        tokens = self._tokenize(texts).to(self.text_model.projection_head.weight.device)
+        embeddings: Tensor = self.text_model(tokens["input_ids"], tokens["attention_mask"])
+        return embeddings
+
+    def is_truncated(self, texts: Sequence[str]) -> list[bool]:
+        """Say of each text whether only its beginning is embedded, because it has more tokens than the model reads."""
+        return [bool(encoding.overflowing) for encoding in self._tokenize(list(texts)).encodings]
+
+    def _tokenize(self, texts: list[str]) -> Any:
         if self._tokenizer is None:
             raise CheckpointError(
                 f"checkpoint '{self._folder}' holds no tokenizer (vocab.txt or tokenizer.json); texts need one; "
                 "add the files of Bio_ClinicalBERT."
             )
-        tokens = self._tokenizer(texts, padding=True, truncation=True, max_length=_MAX_TOKENS, return_tensors="pt")
-        tokens = tokens.to(self.text_model.projection_head.weight.device)
-        embeddings: Tensor = self.text_model(tokens["input_ids"], tokens["attention_mask"])
-        return embeddings
+        # A text tower of few positions has none for what comes behind them.
+        n_tokens = min(_MAX_TOKENS, self.text_model.model.config.max_position_embeddings)
+        return self._tokenizer(texts, padding=True, truncation=True, max_length=n_tokens, return_tensors="pt")
 
 
 class MedCLIP(EmbeddingModel):
@@ -120,6 +129,7 @@ class MedCLIP(EmbeddingModel):
         self.text = text
         self.freeze()
 
+    @float32_convolutions()
     def embed_images(
         self, pixel_values: Float[Tensor, "batch channels height width"]
     ) -> Float[Tensor, "batch embed_dim"]:

@@ -1,7 +1,9 @@
 """The image half of a model in another floating-point precision."""
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -14,6 +16,45 @@ PRECISIONS = ("32-true", "64-true", "bf16-mixed", "16-mixed")
 """Lightning's names: all in float32 or float64, or products in bfloat16 or float16 and sums in float32."""
 
 _MIXED = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+
+
+class _Inside:
+    """How many blocks of `float32_convolutions` are open in all threads, and torch's setting before the first."""
+
+    lock = threading.Lock()
+    n_open = 0
+    kept = ""
+
+
+@contextmanager
+def float32_convolutions() -> Iterator[None]:
+    """Let convolutions of float32 be of float32 on every GPU.
+
+    From NVIDIA's Ampere on, torch lets cuDNN round their factors to TF32's 10 bits unless it is told not to, though it
+    does so for no matrix product. The setting is the process's: it is put back when the last block is left, whichever
+    thread that is in.
+    """
+    with _Inside.lock:
+        if not _Inside.n_open:
+            _Inside.kept = _convolutions().fp32_precision
+            _convolutions().fp32_precision = "ieee"
+        _Inside.n_open += 1
+    try:
+        yield
+    finally:
+        with _Inside.lock:
+            _Inside.n_open -= 1
+            if not _Inside.n_open:
+                _convolutions().fp32_precision = _Inside.kept
+
+
+def convolution_rounding() -> str:
+    """Return how a GPU rounds the factors of float32 convolutions now, by torch's name: "ieee" for not at all."""
+    return str(_convolutions().fp32_precision)
+
+
+def _convolutions() -> Any:
+    return torch.backends.cudnn.conv  # type: ignore[attr-defined]
 
 
 class MixedPrecision(EmbeddingModel):

@@ -30,6 +30,8 @@ def test_the_page_says_what_the_run_will_take(
     assert line["embeddings"]["look_trained"] is False
     assert [problem for problem in line["problems"] if "look untrained" in problem]
     assert ended.code == 2
+    assert line["convolutions"] == {"torch": torch.backends.cudnn.conv.fp32_precision, "maps": "ieee"}
+    assert "of float32: ieee while maps are made (torch is set to " in ended.out
     for word in ("Machine", "cores", "Packages", "torch", "Checkpoint", "fingerprint", "Run", "disk", "time"):
         assert word in ended.out
     extracted = command("extract", job_config)
