@@ -69,11 +69,12 @@ class Geometry:
     ) -> Float[Tensor, "*rows original_height original_width"]:
         """Bring maps back onto the original picture, the padding undone.
 
-        Each axis is resampled by a bilinear (triangle) kernel, widened where the picture is smaller than the map. The
-        weights are normalised twice: for each picture pixel, so that the kernel does not fade at the borders; then
-        for each map pixel, so that it gives away exactly what it holds. Hence signs stay, and the total over the
-        picture is kept: a pixel that the picture's edge cuts puts all it holds on the picture. What lies wholly in
-        the padding is dropped, and what the crop took away from the picture receives zero.
+        A map pixel gives each picture pixel as much as their areas overlap. Where the picture is finer than the map,
+        its pixels are blurred before, along each axis by a box of one map pixel less one picture pixel, mirrored at
+        the borders of the picture: so maps have no blocks, and what was even stays even. A map of the picture's own
+        grid is not blurred at all. Signs stay, and the total over the picture is kept: a pixel that the picture's
+        edge cuts puts all it holds on the picture. What lies wholly in the padding is dropped, and what the crop took
+        away from the picture receives zero.
 
         Args:
             maps: Attributions [logit per pixel], model-input frame at any resolution (the frame's 224 px, or the 112
@@ -164,6 +165,9 @@ def _overlapping(n_pixels: int, start: float, stop: float) -> Bool[Tensor, " n_p
 def _resampling(n_original: int, n_map: int, start: float, stop: float) -> Float[Tensor, "{n_original} {n_map}"]:
     """Build the matrix that takes one axis of a map to the same axis of the original picture.
 
+    The area that map pixel j, blurred, shares with picture pixel i is a second difference of the blur integrated
+    twice, and so is what the mirrors at the borders send back.
+
     Args:
         n_original: Pixels of the original picture along the axis.
         n_map: Pixels of the map along the axis.
@@ -174,13 +178,27 @@ def _resampling(n_original: int, n_map: int, start: float, stop: float) -> Float
         Non-negative weights in float64. The column of a map pixel that overlaps the picture sums to one, any other
         column to zero.
     """
+    first, last = max(start, 0.0), min(stop, float(n_map))
     step = (stop - start) / n_original
-    centres = start + (torch.arange(n_original, dtype=torch.float64) + 0.5) * step
-    distance = (centres[:, None] - torch.arange(n_map, dtype=torch.float64) - 0.5).abs()
-    weights = (1 - distance / max(1.0, step)).clamp(min=0)
-    seen = (centres + step / 2 > _ROUNDING_PX) & (centres - step / 2 < n_map - _ROUNDING_PX)
-    weights = weights * seen[:, None] * _overlapping(n_map, start, stop)
-    for axis in (1, 0):
-        # An empty row or column stays zero.
-        weights = weights / weights.sum(dim=axis, keepdim=True).clamp(min=torch.finfo(weights.dtype).tiny)
-    return weights
+    blur = max(0.0, min(1 - step, last - first))
+    edges = (start + step * torch.arange(n_original + 1, dtype=torch.float64)).clamp(first, last)[:, None]
+    map_edges = torch.arange(n_map + 1, dtype=torch.float64).clamp(first, last)
+    areas = (
+        _integrated_twice(map_edges - (2 * first - edges), blur)
+        + _integrated_twice(map_edges - (2 * last - edges), blur)
+        - _integrated_twice(map_edges - edges, blur)
+    )
+    seen = edges.diff(dim=0) > _ROUNDING_PX
+    shared = areas.diff(dim=0).diff(dim=1).clamp(min=0) * seen * _overlapping(n_map, start, stop)
+    # A column of the padding stays zero.
+    return shared / shared.sum(dim=0).clamp(min=torch.finfo(shared.dtype).tiny)
+
+
+def _integrated_twice(
+    position: Float[Tensor, "n_edges n_map_edges"], width: float
+) -> Float[Tensor, "n_edges n_map_edges"]:
+    """Integrate a box of area one around zero twice, from far left to a position [map px]."""
+    ramp = position.clamp(min=0)
+    if width == 0:
+        return ramp
+    return torch.where(position.abs() < width / 2, (position + width / 2) ** 2 / (2 * width), ramp)

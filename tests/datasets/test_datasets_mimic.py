@@ -1,81 +1,31 @@
 """MIMIC-CXR-JPG, MIMIC-CXR's reports, and MS-CXR, on trees with the official names, columns and quirks."""
 
-import zipfile
+import io
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from mapstack.errors import ConfigError, ShardError
-from tests.datasets.trees import all_bytes, convert, failures, infos, picture, put, samples, summary, table
-
-METADATA = (
-    "dicom_id",
-    "subject_id",
-    "study_id",
-    "PerformedProcedureStepDescription",
-    "ViewPosition",
-    "Rows",
-    "Columns",
-    "StudyDate",
-    "StudyTime",
-    "ProcedureCodeSequence_CodeMeaning",
-    "ViewCodeSequence_CodeMeaning",
-    "PatientOrientationCodeSequence_CodeMeaning",
+from tests.datasets.mimic_trees import (
+    ABSENT,
+    BOXES,
+    CLASSES,
+    PICTURES,
+    REPORT,
+    film,
+    labels,
+    ms_cxr,
+    path_of,
+    reports_folder,
+    reports_zip,
+    write_dicom_files,
+    write_pictures,
+    write_tables,
 )
-CLASSES = [
-    "Atelectasis",
-    "Cardiomegaly",
-    "Consolidation",
-    "Edema",
-    "Enlarged Cardiomediastinum",
-    "Fracture",
-    "Lung Lesion",
-    "Lung Opacity",
-    "No Finding",
-    "Pleural Effusion",
-    "Pleural Other",
-    "Pneumonia",
-    "Pneumothorax",
-    "Support Devices",
-]
-# dicom_id, subject, study, ViewPosition, ViewCodeSequence_CodeMeaning, split
-PICTURES = (
-    ("02aa804e-bde0afdd-112c0b34-7bc16630-4e384014", 10000032, 50414267, "PA", "postero-anterior", "train"),
-    ("174413ec-4ec4c1f7-34ea26b7-c5f994f8-79ef1962", 10000032, 50414267, "LATERAL", "lateral", "train"),
-    ("2a2277a9-b0ded155-c0de8eb9-c124d10e-82c5caab", 10000032, 53189527, "", "antero-posterior", "train"),
-    ("e084de3b-be89b11e-20fe3f9f-9c8d8dfe-4cfd202c", 10000032, 53189527, "", "", "train"),
-    ("68b5c4b1-227d0485-9cc38c3f-7b84ab51-4b472714", 11000011, 53911762, "AP", "antero-posterior", "validate"),
-    ("fffabebf-74fd3a1f-673b6b41-96ec0ac9-2ab69818", 11000011, 53911762, "AP", "antero-posterior", "validate"),
-    ("ea030e7a-2e3b1346-bc518786-7a8fd698-f673b44c", 19000098, 56699142, "LL", "left lateral", "test"),
-    ("d0b71acc-b5a62046-bbb5f6b8-7b173b85-65cdf738", 19000098, 57000000, "PA", "postero-anterior", "test"),
-)
-ABSENT = PICTURES[5][0]
-REPORT = "                                 FINAL REPORT\n EXAMINATION:  CHEST (PA AND LAT)\n\n No pneumothorax, \xe4.\n"
-
-
-def labels(**values: object) -> list[object]:
-    return [values.get(name.replace(" ", "_"), "") for name in CLASSES]
-
-
-def write_tables(root: Path, pictures: Sequence[Sequence[object]], suffix: str) -> None:
-    rows = [
-        (d, s, t, "CHEST (PA AND LAT)", v, 3056, 2544, 21800506, "213014.531", "CHEST (PA AND LAT)", code, "Erect")
-        for d, s, t, v, code, _ in pictures
-    ]
-    table(root / f"mimic-cxr-2.0.0-metadata.csv{suffix}", METADATA, rows)
-    split = [(d, t, s, part) for d, s, t, _, _, part in pictures]
-    table(root / f"mimic-cxr-2.0.0-split.csv{suffix}", ("dicom_id", "study_id", "subject_id", "split"), split)
-    chexpert = [
-        (10000032, 50414267, *labels(No_Finding="1.0", Pneumonia="0.0")),
-        (10000032, 53189527, *labels(Edema="-1.0", Pleural_Effusion="1.0", Atelectasis="1.0", Pneumothorax="0.0")),
-        (11000011, 53911762, *labels(Support_Devices="1.0")),
-        (11000011, 53911762, *labels(Support_Devices="1.0")),
-        (19000098, 56699142, *labels()),
-    ]
-    table(root / f"mimic-cxr-2.0.0-chexpert.csv{suffix}", ("subject_id", "study_id", *CLASSES), chexpert)
-    negbio = [(10000032, 50414267, *labels(Pneumonia="-1.0"))]
-    table(root / f"mimic-cxr-2.0.0-negbio.csv{suffix}", ("subject_id", "study_id", *CLASSES), negbio)
+from tests.datasets.trees import convert, dicom_maker, failures, infos, picture, put, samples, summary, table
 
 
 @pytest.fixture(params=[".gz", ""])
@@ -83,22 +33,8 @@ def root(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
     """The tables twice: as they are fetched, and unpacked."""
     folder = tmp_path / "mimic-cxr-jpg"
     write_tables(folder, [*PICTURES, PICTURES[0]], request.param)
-    for number, (dicom_id, subject, study, *_) in enumerate(PICTURES):
-        if dicom_id != ABSENT:
-            name = f"files/p{str(subject)[:2]}/p{subject}/s{study}/{dicom_id}.jpg"
-            put(folder / name, picture(number, 60 + number, 50))
+    write_pictures(folder)
     return folder
-
-
-def reports_folder(path: Path) -> Path:
-    put(path / "files" / "p10" / "p10000032" / "s50414267.txt", REPORT)
-    return path
-
-
-def reports_zip(path: Path) -> Path:
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("files/p10/p10000032/s50414267.txt", REPORT)
-    return path
 
 
 def test_frontal_pictures_with_their_labels(root: Path, tmp_path: Path) -> None:
@@ -203,12 +139,6 @@ def test_reports_are_read_from_the_folder_and_from_the_zip(root: Path, tmp_path:
     assert written[0] == written[1] == written[2]
 
 
-def test_a_second_run_is_the_same_bytes(root: Path, tmp_path: Path) -> None:
-    for name in ("a", "b"):
-        convert(tmp_path / name, "mimic_cxr", {"root": str(root)}, n_workers=1 + (name == "b"), n_per_shard=2)
-    assert all_bytes(tmp_path / "a") == all_bytes(tmp_path / "b")
-
-
 def test_2000_at_random_are_drawn_by_picture_and_seed(root: Path, tmp_path: Path) -> None:
     drawn = set()
     for seed in range(6):
@@ -260,9 +190,54 @@ def test_a_damaged_table_is_refused(tmp_path: Path) -> None:
         convert(tmp_path / "out", "mimic_cxr", {"root": str(tmp_path)})
 
 
-# --- MS-CXR ---
+# --- MIMIC-CXR's DICOM files, whose tables are those of MIMIC-CXR-JPG ---
 
-BOXES = ("category_name", "label_text", "path", "x", "y", "w", "h", "image_width", "image_height")
+
+@pytest.fixture
+def dicom(root: Path, tmp_path: Path) -> dict[str, object]:
+    write_dicom_files(tmp_path / "dicom")
+    return {"root": str(root), "images": str(tmp_path / "dicom"), "image_suffix": "dcm", "views": "all"}
+
+
+def test_dicom_files_say_what_the_jpegs_say(root: Path, tmp_path: Path, dicom: dict[str, object]) -> None:
+    assert convert(tmp_path / "out", "mimic_cxr", dicom).code == 1
+    convert(tmp_path / "jpg", "mimic_cxr", {"root": str(root), "views": "all"})
+    assert failures(tmp_path / "out") == failures(tmp_path / "jpg")
+    told, theirs = infos(tmp_path / "out"), infos(tmp_path / "jpg")
+    assert told.keys() == theirs.keys()
+    for key, info in told.items():
+        assert {**info, "sha256": ""} == {**theirs[key], "sha256": ""}
+    for number, (dicom_id, *_) in enumerate(PICTURES):
+        if dicom_id != ABSENT:
+            (content,) = (data for suffix, data in samples(tmp_path / "out")[dicom_id].items() if suffix == "png")
+            assert b"anary" not in content
+            shown = np.asarray(Image.open(io.BytesIO(content))).astype(float)
+            assert np.abs(shown - film(number, 60 + number, 50) * (255 / 4095)).max() <= 0.5 + 1e-6
+
+
+def test_dicom_files_are_listed_kept_and_refused_as_asked(root: Path, tmp_path: Path, dicom: dict[str, object]) -> None:
+    path = path_of(*PICTURES[7][:3], suffix="dcm")
+    result = convert(tmp_path / "list", "mimic_cxr", {**dicom, "splits": ["test"], "views": "frontal"}, list_files=True)
+    assert Path(result.summary["files"]).read_text() == f"{path}\n"
+    convert(tmp_path / "kept", "mimic_cxr", {**dicom, "keep_dicom": True})
+    assert samples(tmp_path / "kept")[PICTURES[7][0]]["dcm"] == (tmp_path / "dicom" / path).read_bytes()
+    put(tmp_path / "dicom" / path, dicom_maker()(film(7, 67, 50), 12, BurnedInAnnotation=None))
+    convert(tmp_path / "out", "mimic_cxr", dicom)
+    assert "Burned In Annotation absent" in failures(tmp_path / "out")[PICTURES[7][0]]
+    convert(tmp_path / "accepted", "mimic_cxr", {**dicom, "accept_burned_in": True})
+    assert failures(tmp_path / "accepted").keys() == {ABSENT}
+
+
+def test_boxes_of_sentences_lie_on_the_dicom_files_as_well(tmp_path: Path, dicom: dict[str, object]) -> None:
+    ms_cxr(tmp_path / "ms-cxr")
+    dataset = {**dicom, "root": str(tmp_path / "ms-cxr")}
+    assert convert(tmp_path / "out", "ms_cxr", dataset).code == 1
+    assert failures(tmp_path / "out").keys() == {ABSENT}
+    (info,) = infos(tmp_path / "out").values()
+    assert info["findings"] == [{"label": "Edema", "prompt": "Mild pulmonary edema", "box": [6, 5, 17, 15]}]
+
+
+# --- MS-CXR ---
 
 
 @pytest.mark.parametrize("release", ["1.0.0", "1.1.0"])

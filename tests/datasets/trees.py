@@ -5,11 +5,12 @@ import gzip
 import io
 import json
 import tarfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 from mapstack.config_files import merge
 from mapstack.job_configs import ShardsConfig
@@ -28,6 +29,14 @@ def picture(seed: int, height: int = 40, width: int = 32, suffix: str = "jpg") -
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "jpeg")
     return buffer.getvalue()
+
+
+def dicom_maker() -> Callable[..., bytes]:
+    """Give `tests.dicom_files.dicom`, or skip the test where pydicom is not installed."""
+    pytest.importorskip("pydicom", reason="the extra `dicom` is not installed")
+    from tests.dicom_files import dicom
+
+    return dicom
 
 
 def put(path: Path, content: bytes | str) -> Path:

@@ -1,9 +1,7 @@
 """The official weights end to end: from a server or a file to a checkpoint folder, with every failure named."""
 
-import io
 import json
 import re
-import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,30 +11,13 @@ import torch
 import yaml
 
 from mapstack.models import EmbeddingModel, load_model
-from tests.toys import SMALL_TEXT, VOCABULARY
+from tests.toys import SMALL_TEXT
 from tests.train_like.conftest import QUICK_VISION
 from tests.train_like.jobs import Ended
+from tests.train_like.published import WORD_LIST, WORDS, ZIP, saved, zipped
 from tests.train_like.servers import Served, serving
 from train_like.errors import STOPPED, WRONG_USE
 from train_like.trained import embedding_statistics
-
-# A word for each row of the table, as of Bio_ClinicalBERT.
-WORD_LIST = [*VOCABULARY, *(f"[unused{number}]" for number in range(SMALL_TEXT["vocab_size"] - len(VOCABULARY)))]
-ZIP, WORDS = "/pytrial/medclip-vit-pretrained.zip", "/resolve/main/vocab.txt"
-
-
-def zipped(members: dict[str, bytes]) -> bytes:
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w") as archive:
-        for name, content in members.items():
-            archive.writestr(name, content)
-    return buffer.getvalue()
-
-
-def saved(weights: object) -> bytes:
-    buffer = io.BytesIO()
-    torch.save(weights, buffer)
-    return buffer.getvalue()
 
 
 @pytest.fixture(scope="module")

@@ -65,7 +65,7 @@ def read(config: DatasetConfig) -> Listing:
         if path is not None and (config.splits is None or split in config.splits):
             masks = _read_masks(root, split)
             found = list(_read_rows(path, split, masks))
-            n_unused = len(masks) - sum(1 for row in found if row.frame)
+            n_unused = len(masks.keys() - {row.id for row in found})
             if n_unused:
                 notes[f"segmentations of pictures that {path.name} lacks"] += n_unused
             rows += found

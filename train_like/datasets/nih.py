@@ -74,10 +74,13 @@ def _read_boxes(root: Path, notes: Counter[str]) -> dict[str, list[Finding]]:
     for fields in read_table(root / BOXES, ("Image Index", "Finding Label", *_BOX_COLUMNS)):
         label = _SYNONYMS.get(fields["Finding Label"], fields["Finding Label"])
         box = box_of(fields, *_BOX_COLUMNS)
+        finding = Finding(label, box)
         if box is None:
             notes["boxes without numbers (left out)"] += 1
+        elif finding in boxes[fields["Image Index"]]:
+            notes["rows that repeat another (joined)"] += 1
         else:
-            boxes[fields["Image Index"]].append(Finding(label, box))
+            boxes[fields["Image Index"]].append(finding)
     return boxes
 
 

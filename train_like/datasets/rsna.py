@@ -46,10 +46,11 @@ def read(config: DatasetConfig) -> Listing:
     path = find_file(root, [LABELS])
     rows: dict[str, Row] = {}
     for fields in read_table(path, ("patientId", "x", "y", "width", "height", "Target")):
-        patient = fields["patientId"]
-        if patient not in rows:
+        patient, is_known = fields["patientId"], fields["patientId"] in rows
+        if not is_known:
             rows[patient] = _row(patient, images, classes, path, notes)
         if number(fields["Target"]) != 1:
+            notes["rows that repeat another (joined)"] += is_known
             continue
         box = box_of(fields, "x", "y", "width", "height")
         finding = Finding(_OPACITY, box)

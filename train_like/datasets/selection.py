@@ -6,10 +6,14 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from mapstack.dataset_configs import DatasetConfig
 from mapstack.errors import ShardError
 from train_like.datasets.rows import FRONTAL_VIEWS, Listing, Row, unique, without_repeats
+
+if TYPE_CHECKING:  # as in `train_like.datasets.rows`
+    from mapstack.metrics.rle import EncodedMask
 
 _N_LOOKING = 16  # a network's file system answers many questions at once
 
@@ -125,8 +129,28 @@ def _relabelled(row: Row, uncertain: str, rename: Mapping[str, str]) -> Row:
         for each in row.findings
         if rename.get(each.label, each.label)
     )
-    masks = {rename.get(label, label): mask for label, mask in row.masks.items() if rename.get(label, label)}
+    masks: dict[str, EncodedMask] = {}
+    for label, mask in row.masks.items():
+        name = rename.get(label, label)
+        if name:
+            masks[name] = _union(masks[name], mask, row.id) if name in masks else mask
     return replace(row, labels=labels, uncertain=apart, negative=negative, findings=findings, masks=masks)
+
+
+def _union(mask: "EncodedMask", other: "EncodedMask", identifier: str) -> "EncodedMask":
+    """Return the mask of two classes that became one.
+
+    Raises:
+        ShardError: They are of two sizes.
+    """
+    from mapstack.metrics.rle import decode_mask, encode_mask  # torch, which the selection can do without
+
+    if mask.size != other.size:
+        raise ShardError(
+            f"identifier {ascii(identifier)} has masks of {mask.size} and {other.size} px, which dataset.rename makes "
+            "one; the masks of a picture have one size; correct the dataset, or rename one of the two only."
+        )
+    return encode_mask(decode_mask(mask) | decode_mask(other))
 
 
 def _require_distinct_keys(rows: Sequence[Row]) -> None:

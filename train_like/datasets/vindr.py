@@ -48,10 +48,10 @@ def read(config: DatasetConfig) -> Listing:
 
 
 def _read_split(root: Path, images: Path, split: str, min_readers: int, notes: Counter[str]) -> Iterator[Row]:
-    votes = _read_votes(find_file(root, [f"annotations/image_labels_{split}.csv"]))
+    votes = _read_votes(find_file(root, [f"annotations/image_labels_{split}.csv"]), split, notes)
     boxes = _read_boxes(find_file(root, [f"annotations/annotations_{split}.csv"]), notes)
-    for image, counts in votes.items():
-        labels = unique(label for label, n in counts.items() if n >= min_readers)
+    for image, readers in votes.items():
+        labels = unique(label for label, those in readers.items() if len(those) >= min_readers)
         agreed = [finding for finding in boxes.get(image, ()) if finding.label in labels]
         notes["boxes whose label too few radiologists gave (left out)"] += len(boxes.get(image, ())) - len(agreed)
         try:
@@ -63,13 +63,19 @@ def _read_split(root: Path, images: Path, split: str, min_readers: int, notes: C
         notes["boxes of pictures that the labels' table lacks (left out)"] += len(boxes[image])
 
 
-def _read_votes(path: Path) -> dict[str, Counter[str]]:
-    """Count how many readers gave each label of each picture."""
+def _read_votes(path: Path, split: str, notes: Counter[str]) -> dict[str, dict[str, set[str]]]:
+    """Say who gave each label of each picture: a reader whose row comes twice is one reader."""
     labels = [name for name in read_header(path) if name and name not in _NOT_LABELS]
-    votes: dict[str, Counter[str]] = {}
-    for fields in read_table(path, ("image_id", _NO_FINDING)):
-        counts = votes.setdefault(fields["image_id"], Counter())
-        counts.update(_SYNONYMS.get(name, name) for name in labels if number(fields[name]) == 1)
+    votes: dict[str, dict[str, set[str]]] = {}
+    seen: set[tuple[str, str]] = set()
+    for fields in read_table(path, ("image_id", _NO_FINDING, *(["rad_id"] if split == "train" else []))):
+        image, reader = fields["image_id"], fields.get("rad_id", "")
+        notes["rows that repeat another (joined)"] += (image, reader) in seen
+        seen.add((image, reader))
+        readers = votes.setdefault(image, defaultdict(set))
+        for name in labels:
+            if number(fields[name]) == 1:
+                readers[_SYNONYMS.get(name, name)].add(reader)
     return votes
 
 
