@@ -15,14 +15,14 @@ class FiguresConfig:
     """The paper's Fig. 1 and Fig. 2, drawn for some samples of the shards.
 
     Attributes:
-        model: As in `mapstack.config.Config`.
-        data: As in `mapstack.config.Config`; `limit` is the number of samples.
+        model: Which model explains.
+        data: Which shards; `limit` is the number of samples.
         prompts: Its `file` names the classes; `use` and `ensemble` are set by the figures themselves.
         figure_1: Methods that are applied to the final output, one row each.
         figure_2: The method whose stack is projected on a prompt and on the label of each class.
-        normalize: As in `StackConfig`, for Fig. 2.
+        normalize: Of Fig. 2: explain the logit (normalised embedding), or the raw embedding, the paper's wording.
         output: Folder of the figures.
-        seed: As in `mapstack.config.Config`.
+        seed: Seed of every random draw, together with each picture's bytes.
     """
 
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -44,7 +44,7 @@ class ShardsConfig:
     """Which samples `shards` writes, and where.
 
     Attributes:
-        source: "phantom" for synthetic X-rays, or one of `mapstack.dataset_configs.DATASETS`.
+        source: "phantom" for synthetic X-rays; "folder", "mimic_cxr", "ms_cxr", "chexpert", "nih", "vindr" or "rsna".
         dataset: Where the dataset is and which of its samples are taken; not of phantoms.
         output: Folder of the shards.
         name: Their name before the number.
@@ -87,7 +87,7 @@ class WeightsConfig:
 
     Attributes:
         source: "random" for untrained weights in the official layout; "official" for MedCLIP's own.
-        model: A name of `mapstack.models`.
+        model: "medclip-vit" or "medclip-resnet50".
         output: The checkpoint folder.
         vision: Sizes of the image tower (`SwinConfig` arguments); empty for the official ones.
         text: Sizes of the text tower (`BertConfig` arguments); empty for the official ones.
@@ -180,9 +180,11 @@ class EvaluateConfig:
     """Which maps are scored, and on which pictures.
 
     Attributes:
-        model: As in `mapstack.config.Config`.
+        model: Which model explains.
         data: Shards of the test split, whose samples have masks or boxes.
         validation: Shards of the split that settings are chosen on.
+        regions: "required" scores where maps point; "none" looks at no mask and no box, needs no validation split, and
+            scores what can be scored without: likeness between texts, controls, faithfulness, weight randomisation.
         ground_truth: CheXlocalize's JSON files with the masks of both splits, by key of the sample; none takes the
             masks and boxes of the shards.
         prompts: `file` names the classes, `against` the class of a normal picture; `use` and `ensemble` are varied.
@@ -198,12 +200,13 @@ class EvaluateConfig:
         workers: Processes that score pictures; None takes one a core, and none beside a GPU. 0 scores in this one.
         output: Folder of the report.
         overwrite: Discard an evaluation of another configuration.
-        seed: As in `mapstack.config.Config`.
+        seed: Seed of every random draw, together with each picture's bytes.
     """
 
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     validation: DataConfig = field(default_factory=DataConfig)
+    regions: str = "required"
     ground_truth: list[str] = field(default_factory=list)
     prompts: PromptsConfig = field(default_factory=PromptsConfig)
     candidates: list[Any] = field(default_factory=lambda: [{"name": "gradient"}, {"name": "occlusion"}])
@@ -221,6 +224,7 @@ class EvaluateConfig:
 
     def __post_init__(self) -> None:
         self.candidates = [make_method_from(block) for block in self.candidates]
+        one_of("regions", self.regions, ("required", "none"))
         for key in ("n", "n_validation", "n_matrix", "n_axes"):
             at_least(key, getattr(self, key), 1)
         at_least("workers", self.workers, 0)

@@ -4,6 +4,7 @@ import json
 import sys
 import time
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -13,21 +14,37 @@ from mapstack import __version__
 from mapstack.job_configs import EvaluateConfig
 from train_like.errors import DONE
 from train_like.evaluation.charts import draw_charts
-from train_like.evaluation.choice import Choice, choose
+from train_like.evaluation.choice import Choice, choose, configured
 from train_like.evaluation.exchange import write_exchange
-from train_like.evaluation.gallery import draw_gallery, draw_paper_figures
+from train_like.evaluation.gallery import draw_gallery
+from train_like.evaluation.intervals import MIN_PICTURES
 from train_like.evaluation.journal import Journal
+from train_like.evaluation.paper import draw_paper_figures
 from train_like.evaluation.report import write_report
-from train_like.evaluation.scorer import AXES, CASCADE, LOCALISE, MATRIX, TUNE, Scorer, Workers, prompt_file
+from train_like.evaluation.scorer import (
+    AXES,
+    CASCADE,
+    LOCALISE,
+    MATRIX,
+    RANDOMISED,
+    TUNE,
+    Scorer,
+    Workers,
+    prompt_file,
+)
 from train_like.evaluation.summary import summarise
 from train_like.result import Result
+
+_N_PAPER = 2  # pictures of the paper's figures
+_FORMAT = 2  # of the scores in a journal
 
 
 def evaluate(config: EvaluateConfig) -> Result:
     """Choose settings on the validation split, score them on the test split, and write what was found.
 
     It writes metrics.json, report.md, figures/ and, in CheXlocalize's form, chexlocalize/. Scores are kept picture by
-    picture, so that an evaluation which was stopped goes on, and one of more pictures adds to what is there.
+    picture, so that an evaluation which was stopped goes on, and one of more pictures adds to what is there. With
+    `regions=none` nothing is chosen and nothing located.
 
     Raises:
         ConfigError: A key is missing or wrong.
@@ -44,12 +61,14 @@ def evaluate(config: EvaluateConfig) -> Result:
     figures = output / "figures"
     figures.mkdir(exist_ok=True)
     summary["charts"] = draw_charts(summary, figures)
-    summary["gallery"] = draw_gallery(scorer.maker, scorer.texts, scorer.test, choice.best, figures / "best")
-    draw_paper_figures(config, choice, scorer.maker, figures)
-    write_exchange(scorer.test, run.journal.stage(LOCALISE), output / "chexlocalize")
+    summary["paper"] = draw_paper_figures(scorer, run.first_keys(), choice, figures)
+    summary["gallery"] = []
+    if scorer.has_regions:
+        summary["gallery"] = draw_gallery(scorer.maker, scorer.texts, scorer.test, choice.best, figures / "best")
+        write_exchange(scorer.test, run.journal.stage(LOCALISE), output / "chexlocalize")
     (output / "metrics.json").write_text(json.dumps(summary, indent=1, allow_nan=False) + "\n", encoding="utf-8")
     write_report(summary, output / "report.md")
-    best = summary["localisation"]["best"]
+    best = choice.best.name if scorer.has_regions else None
     told = {"output": config.output, "pictures": len(scorer.test.keys), "best": best, "seconds": summary["seconds"]}
     return Result(DONE, told)
 
@@ -67,15 +86,21 @@ class _Run:
 
         All of it by its peaks, some of it in full, a few pictures at great cost.
         """
-        self.scorer.validation.require_region(self.scorer.texts.findings, "validation")
-        self.scorer.test.require_region(self.scorer.texts.findings, "test")
-        validation = self.scorer.validation.keys
+        if self.scorer.has_regions:
+            self.scorer.validation.require_region(self.scorer.texts.findings, "validation")
+            self.scorer.test.require_region(self.scorer.texts.findings, "test")
         with Workers(self._config, self.scorer) as workers:
-            self._each(workers, TUNE, validation, None)
-            choice = choose({key: self.journal.stage(TUNE)[key] for key in validation})
-            for stage in (LOCALISE, MATRIX, AXES, CASCADE):
+            choice = self._choose(workers)
+            for stage in (LOCALISE, MATRIX, AXES, CASCADE, RANDOMISED):
                 self._each(workers, stage, self.keys()[stage], choice)
         return choice
+
+    def _choose(self, workers: Workers) -> Choice:
+        if not self.scorer.has_regions:
+            return configured(list(self.scorer.maker.methods))
+        validation = self.scorer.validation.keys
+        self._each(workers, TUNE, validation, None)
+        return choose({key: self.journal.stage(TUNE)[key] for key in validation})
 
     def describe(self, choice: Choice) -> dict[str, Any]:
         """Return what the numbers rest on."""
@@ -90,10 +115,12 @@ class _Run:
             "candidates": {name: method.describe() for name, method in self.scorer.maker.methods.items()},
             "smoothing_px": list(self._config.smoothing_px),
             "seed": self._config.seed,
+            "ground_truth": bool(self._config.ground_truth),
             "pictures": {
-                "validation": len(self.scorer.validation.keys),
+                "validation": len(self.scorer.validation.keys) if self.scorer.has_regions else 0,
                 "validation_with_regions": choice.n_pictures,
                 "test": len(self.scorer.test.keys),
+                "test_with_regions": len(self._located()) if self.scorer.has_regions else 0,
                 "matrix": len(self.keys()[MATRIX]),
                 "axes": len(self.keys()[AXES]),
             },
@@ -101,10 +128,18 @@ class _Run:
 
     def keys(self) -> dict[str, list[str]]:
         """Return the test pictures of each stage: the costly ones take the first on which something can be located."""
-        scores, every = self.journal.stage(LOCALISE), list(self.scorer.test.keys)
-        located = [key for key in every if key in scores and scores[key]["settings"]]
-        some, few = located[: self._config.n_matrix], located[: self._config.n_axes]
-        return {LOCALISE: every, MATRIX: some, AXES: few, CASCADE: few}
+        some, few = (self._located()[:n] for n in (self._config.n_matrix, self._config.n_axes))
+        enough = some[: max(MIN_PICTURES, self._config.n_axes)]
+        return {LOCALISE: list(self.scorer.test.keys), MATRIX: some, AXES: few, CASCADE: few, RANDOMISED: enough}
+
+    def first_keys(self) -> list[str]:
+        """Return the pictures that the paper's figures are drawn of."""
+        return list(islice(self._located(), _N_PAPER))
+
+    def _located(self) -> list[str]:
+        """Return the test pictures on which something can be located; all, where nothing is."""
+        scores, every = self.journal.stage(LOCALISE), self.scorer.test.keys
+        return [key for key in every if not self.scorer.has_regions or (key in scores and scores[key]["settings"])]
 
     def _each(self, workers: Workers, stage: str, keys: Sequence[str], choice: Choice | None) -> None:
         """Score the pictures that the journal does not hold."""
@@ -128,8 +163,10 @@ class _Run:
         config = self._config
         return {
             "version": __version__,
+            "format": _FORMAT,
             "weights": self.scorer.maker.model.fingerprint,
             "shards": [str(config.validation.shards), str(config.data.shards), *config.ground_truth],
+            "regions": config.regions,
             "prompts": [Path(prompt_file(config)).read_text(encoding="utf-8"), config.prompts.against],
             "classes": list(self.scorer.texts.labels),
             "candidates": {name: method.describe() for name, method in self.scorer.maker.methods.items()},

@@ -85,13 +85,20 @@ class Cases:
         ground_truth: Masks by key and pathology, as CheXlocalize has them; None takes the masks of the shards, or
             their boxes.
         n: At most so many pictures, in the order of the shards.
+        has_regions: Whether masks and boxes are read; without, no picture has a region.
 
     Raises:
         ShardError: A sample cannot be read: numbers never rest on fewer pictures than they seem to.
     """
 
     def __init__(
-        self, data: DataConfig, preprocessing: Preprocessing, ground_truth: GroundTruth | None, n: int | None
+        self,
+        data: DataConfig,
+        preprocessing: Preprocessing,
+        ground_truth: GroundTruth | None,
+        n: int | None,
+        *,
+        has_regions: bool = True,
     ) -> None:
         self._pictures = ShardPictures(data)
         for problem in self._pictures.problems:
@@ -102,6 +109,7 @@ class Cases:
         self._preprocessing = preprocessing
         self._dicom = DicomRule(data.accept_burned_in)
         self._truth = ground_truth
+        self._has_regions = has_regions
         known = (entry.key for entry in self._pictures.entries() if ground_truth is None or entry.key in ground_truth)
         self.keys = tuple(known)[:n]
 
@@ -117,7 +125,8 @@ class Cases:
         if not any(region.label in labels for case in self for region in case.regions):
             raise InputError(
                 f"none of {len(self.keys)} {split} pictures has a region of a class of the prompt set; settings are "
-                "chosen and maps scored on pictures with boxes or masks; give shards that have them."
+                "chosen and maps scored on pictures with boxes or masks; give shards that have them, or set "
+                "regions=none to score what needs none."
             )
 
     def digest(self, key: str) -> str:
@@ -137,16 +146,22 @@ class Cases:
         picture = decode(_image_of(sample), dicom=self._dicom)
         info = sample.get("json", {})
         findings = _findings_of(key, info)
-        if self._truth is None:
-            masks = _masks_of(sample, findings, picture.size)
-        else:
-            masks = _chexlocalize_masks(self._truth[key])
+        masks = self._masks(sample, findings, picture.size)
         sentences = {each["label"]: each.get("prompt") for each in findings}
         for mask in masks.values():
             _check_size(key, mask, picture.size)
         regions = [Region(label, sentences.get(label), mask) for label, mask in masks.items() if mask.any()]
-        labels = info.get("labels") or [region.label for region in regions]
+        labels = info.get("labels") or [region.label for region in regions] or list(sentences)
         return Case(key, picture, prepare(picture, self._preprocessing), tuple(labels), tuple(regions))
+
+    def _masks(
+        self, sample: Mapping[str, Any], findings: Sequence[Mapping[str, Any]], size: tuple[int, int]
+    ) -> dict[str, Tensor]:
+        if not self._has_regions:
+            return {}
+        if self._truth is None:
+            return _masks_of(sample, findings, size)
+        return _chexlocalize_masks(self._truth[sample["__key__"]])
 
 
 def read_ground_truth(paths: Sequence[str]) -> GroundTruth | None:

@@ -9,20 +9,23 @@ import numpy as np
 from mapstack.charts import Bar, Curves, cascade_lines, curve_panels, grouped_bars, interval_bars, matrices
 from mapstack.figures import save
 from mapstack.metrics.bootstrap import Interval
+from train_like.evaluation.intervals import MIN_PICTURES
 
-_N_SERIES = 6  # as many lines as colours tell apart
+_N_SERIES = 6  # as many lines as are told apart beside those of reference methods
+_N_CASCADE = 8  # as many as colours tell apart
 
 
 def draw_charts(summary: Mapping[str, Any], folder: Path) -> list[str]:
     """Draw the charts of a summary into a folder and return their names."""
-    charts = {
-        "hit-rate": _hit_rates(summary),
-        "hit-rate-by-finding": _findings(summary),
-        "deletion-insertion": _curves(summary),
-        "between-texts": _matrices(summary),
-        "cascade": _cascade(summary, "pearson", "correlation with the trained model's map"),
-        "cascade-between-texts": _cascade(summary, "between_texts", "correlation between texts"),
-    }
+    charts: dict[str, Any] = {}
+    if summary["localisation"] is not None:
+        charts |= {"hit-rate": _hit_rates(summary), "hit-rate-by-finding": _findings(summary)}
+    charts |= {"deletion-insertion": _curves(summary), "between-texts": _matrices(summary)}
+    for sign in ("signed", "absolute"):
+        charts |= {
+            f"cascade-{sign}": _cascade(summary, sign, "pearson", "correlation with the trained model's map"),
+            f"cascade-between-texts-{sign}": _cascade(summary, sign, "between_texts", "correlation between texts"),
+        }
     for name, chart in charts.items():
         save(chart, folder / f"{name}.png")
     return list(charts)
@@ -40,14 +43,16 @@ def _hit_rates(summary: Mapping[str, Any]) -> Any:
         title="Hit rate: the peak of the map lies inside the finding",
         unit="hit rate, mean over findings",
         limits=(0.0, 1.0),
-        caption=f"{about['pictures']['test']} test pictures. Settings were chosen on "
+        caption=f"{about['pictures']['test_with_regions']} test pictures with a finding. Settings were chosen on "
         f"{about['pictures']['validation']} others. {about['note'].capitalize()}.",
     )
 
 
 def _findings(summary: Mapping[str, Any]) -> Any:
     settings = [each for each in summary["localisation"]["settings"] if each["sign"] != "absolute"]
-    shown = [each for each in settings if not each["is_reference"]][:_N_SERIES]
+    best = summary["localisation"]["best"]
+    methods = sorted((each for each in settings if not each["is_reference"]), key=lambda each: each["setting"] != best)
+    shown = methods[:_N_SERIES]
     shown += [each for each in settings if each["method"] == "mean mask of the label"]
     labels = sorted({label for each in shown for label in each["by_finding"]})
     bars = {each["method"]: [_of(each["by_finding"].get(label, {}).get("hit")) for label in labels] for each in shown}
@@ -56,11 +61,13 @@ def _findings(summary: Mapping[str, Any]) -> Any:
 
 def _curves(summary: Mapping[str, Any]) -> Any:
     faithful = summary["faithfulness"]
-    wanted = [name for name in faithful if ", conventional, signed" in name] + ["random", "Sobel edges"]
+    plain = [name for name in faithful if name.endswith(", conventional, signed, ensemble")][: _N_SERIES - 1]
+    best = [] if summary["localisation"] is None else [summary["localisation"]["best"]]
+    wanted = [*dict.fromkeys([*best, *plain]), "random", "Sobel edges"]
     panels: dict[str, Sequence[Curves]] = {}
     for side, heading in (("deletion", "Deletion: lower is better"), ("insertion", "Insertion: higher is better")):
         panels[heading] = [
-            _curve(name.partition(", conventional")[0], faithful[name][f"{side}_curve"])
+            _curve(name.removesuffix(", conventional, signed, ensemble"), faithful[name][f"{side}_curve"])
             for name in wanted
             if name in faithful
         ]
@@ -69,13 +76,14 @@ def _curves(summary: Mapping[str, Any]) -> Any:
         title="What the model does when the pixels of a map go or come",
         x_label="share of the pixels",
         y_label="logit",
-        caption=f"Mean over {summary['about']['pictures']['matrix']} pictures; pixels are replaced by a blur of the "
-        "picture.",
+        caption=f"Mean over {_told(summary['about']['pictures']['matrix'])}; pixels are replaced by a blur of the "
+        "picture. Plain maps are signed, of the class ensemble.",
     )
 
 
 def _curve(name: str, points: Sequence[Mapping[str, float]]) -> Curves:
-    columns = {key: np.array([point[key] for point in points]) for key in ("mean", "low", "high")}
+    shown = [interval(point) for point in points]
+    columns = {key: np.array([getattr(each, key) for each in shown]) for key in ("mean", "low", "high")}
     return Curves(name, np.linspace(0, 1, len(points)), **columns)
 
 
@@ -93,24 +101,41 @@ def _matrices(summary: Mapping[str, Any]) -> Any:
         summary["about"]["labels"],
         title="Are the maps of different texts on one picture alike?",
         unit="correlation",
-        caption="Ensembles of each class. For linear methods the signed stack map is the signed conventional one.",
+        caption=f"Ensembles of each class, {_rests_on(ways)}. For linear methods the signed stack map is the signed "
+        "conventional one.",
     )
 
 
-def _cascade(summary: Mapping[str, Any], metric: str, unit: str) -> Any:
+def _rests_on(ways: Mapping[str, Any]) -> str:
+    """Say on how many pictures the ways rest, where some rest on fewer."""
+    counts = {way["n"] for way in ways.values()}
+    few = [f"{way['method']}, {way['route'].replace('_', ' ')}" for way in ways.values() if way["n"] < max(counts)]
+    return f"{max(counts)} pictures" + (f" ({', '.join(few)}: {min(counts)})" if few else "")
+
+
+def _cascade(summary: Mapping[str, Any], sign: str, metric: str, unit: str) -> Any:
+    """Draw the ways of one sign: those of both are more than colours tell apart."""
     cascade = summary["cascade"]
-    series = {
-        name.removesuffix(", ensemble"): [interval(point) for point in ways[metric]]
-        for name, ways in list(cascade["ways"].items())[: _N_SERIES + 2]
+    ways = {
+        name.removesuffix(f", {sign}, ensemble"): each[metric]
+        for name, each in cascade["ways"].items()
+        if name.endswith(f", {sign}, ensemble")
     }
+    series = {name: [interval(point) for point in points] for name, points in list(ways.items())[:_N_CASCADE]}
+    left_out = list(ways)[_N_CASCADE:]
     stages = [short_stage(stage) for stage in cascade["stages"]]
     return cascade_lines(
         stages,
         series,
-        title="Maps while the weights are randomised, from the embedding back to the picture",
+        title=f"Maps ({sign}) while the weights are randomised, from the embedding back to the picture",
         unit=unit,
-        caption=f"{summary['about']['pictures']['axes']} pictures, the ensemble of the first finding.",
+        caption=f"{_told(summary['about']['pictures']['axes'])}, the ensemble of the first finding."
+        + (f" Not drawn, but in the table: {'; '.join(left_out)}." if left_out else ""),
     )
+
+
+def _told(n_pictures: int) -> str:
+    return f"{n_pictures} pictures" + (" (too few for intervals)" if n_pictures < MIN_PICTURES else "")
 
 
 def short_stage(name: str) -> str:
@@ -124,7 +149,9 @@ def short_stage(name: str) -> str:
 
 
 def interval(values: Mapping[str, float]) -> Interval:
-    """Return the interval of a summary's entry."""
+    """Return the interval of a summary's entry; its mean alone where it rests on too few pictures."""
+    if values["n"] < MIN_PICTURES:
+        return Interval(values["mean"], values["mean"], values["mean"])
     return Interval(values["mean"], values["low"], values["high"])
 
 

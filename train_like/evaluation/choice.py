@@ -1,7 +1,7 @@
 """The settings that the validation split chooses: nothing of the test split enters."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mapstack.errors import InputError
 from mapstack.metrics.chexlocalize import best_threshold
-from train_like.evaluation.settings import Setting, family, members
+from train_like.evaluation.settings import REFERENCE, Setting, family, members
 
 ByPicture = Mapping[str, Mapping[str, Mapping[str, Mapping[str, Any]]]]
 """Scores by the key of the picture, the key of the setting, the class label and the metric."""
@@ -25,11 +25,17 @@ class Choice:
             the validation split does not hold has none.
         hit_rates: Of every setting on the validation split, the mean over findings.
         n_pictures: How many pictures with a region it rests on.
+        reference_thresholds: As `thresholds`, of the maps that look at no model.
     """
 
     thresholds: Mapping[Setting, Mapping[str, float]]
     hit_rates: Mapping[Setting, float]
     n_pictures: int
+    reference_thresholds: Mapping[Setting, Mapping[str, float]] = field(default_factory=dict)
+
+    def thresholds_of(self, setting: Setting) -> Mapping[str, float]:
+        """Return the threshold of each label, of a chosen setting or a reference; none for another."""
+        return self.thresholds.get(setting) or self.reference_thresholds.get(setting) or {}
 
     @property
     def methods(self) -> list[str]:
@@ -59,14 +65,25 @@ def choose(scores: ByPicture) -> Choice:
             f"none of {len(scores)} validation pictures has a region of a class of the prompt set; settings are chosen "
             "on pictures with boxes or masks; give shards that have them."
         )
-    settings = [Setting.parse(key) for key in next(iter(scored.values()))]
+    every = [Setting.parse(key) for key in dict.fromkeys(key for each in scored.values() for key in each)]
+    settings = [setting for setting in every if setting.route != REFERENCE]
+    references = [setting for setting in every if setting.route == REFERENCE]
     hit_rates = {setting: mean_over_findings(metric_table(scored, setting, "hit")) for setting in settings}
     chosen: dict[tuple[str, str], Setting] = {}
     for setting in settings:
         way = family(setting.method), setting.sign
         if way not in chosen or hit_rates[setting] > hit_rates[chosen[way]]:
             chosen[way] = setting
-    return Choice({setting: _thresholds(scored, setting) for setting in chosen.values()}, hit_rates, len(scored))
+    thresholds, of_references = (
+        {setting: _thresholds(scored, setting) for setting in group} for group in (chosen.values(), references)
+    )
+    return Choice(thresholds, hit_rates, len(scored), of_references)
+
+
+def configured(candidates: Sequence[str]) -> Choice:
+    """Return the choice of no split: every candidate, with the class ensemble, as it is configured."""
+    settings = [Setting(name, "conventional") for name in candidates]
+    return Choice({setting: {} for setting in settings}, dict.fromkeys(settings, 0.0), 0)
 
 
 def labels_of(scores: ByPicture, setting: Setting) -> list[str]:
@@ -99,7 +116,7 @@ def _thresholds(scores: ByPicture, setting: Setting) -> dict[str, float]:
         rows = [
             [_number(each) for each in settings[setting.key][label]["ious"]]
             for settings in scores.values()
-            if label in settings[setting.key]
+            if label in settings.get(setting.key, {})
         ]
         try:
             thresholds[label] = best_threshold(rows)

@@ -1,22 +1,17 @@
-"""Pictures of the evaluation: where the best setting points, and the paper's two figures."""
+"""Pictures of the evaluation: where the best setting points."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Bool
 from torch import Tensor
 
-from mapstack.config import PromptsConfig
 from mapstack.figures import overlay_figure, save
-from mapstack.job_configs import EvaluateConfig, FiguresConfig
 from train_like.evaluation.cases import Case, Cases, Region
-from train_like.evaluation.choice import Choice
 from train_like.evaluation.maps import MapMaker
 from train_like.evaluation.scores import pointing
-from train_like.evaluation.settings import Setting, members
+from train_like.evaluation.settings import Setting
 from train_like.evaluation.texts import Texts
-from train_like.paper_figures import draw_figures
 
 _N_EACH = 2
 
@@ -37,22 +32,6 @@ def draw_gallery(maker: MapMaker, texts: Texts, test: Cases, best: Setting, fold
     return sorted(names)
 
 
-def draw_paper_figures(config: EvaluateConfig, choice: Choice, maker: MapMaker, folder: Path) -> None:
-    """Draw Fig. 1 with the chosen candidates and saliency, and Fig. 2 with the best one, or an aggregate's first."""
-    methods = {name: maker.methods[name] for name in choice.methods}
-    draw_figures(
-        FiguresConfig(
-            model=config.model,
-            data=replace(config.data, limit=_N_EACH),
-            prompts=PromptsConfig(file=config.prompts.file, classes=config.prompts.classes),
-            figure_1=[{"name": "saliency"}, *methods.values()],
-            figure_2=maker.methods[members(choice.best.method)[0]],
-            output=str(folder),
-            seed=config.seed,
-        )
-    )
-
-
 def _draw(maker: MapMaker, texts: Texts, case: Case, region: Region, setting: Setting, path: Path) -> None:
     maps = maker.conventional([setting.method], case, texts.of(case, [region.label]))
     attribution = case.on_picture(maps[setting.method].setting_map(setting, region.label, texts))
@@ -62,7 +41,7 @@ def _draw(maker: MapMaker, texts: Texts, case: Case, region: Region, setting: Se
         attribution.numpy(),
         title=f"{region.label}: {'hit' if is_hit else 'missed'}",
         unit="share per pixel" if setting.sign == "positive" else "logit per pixel",
-        boxes=[_box(region.mask)],
+        boxes=[box_of(region.mask)],
         caption=f"{setting.name}. {maker.model.note.capitalize()}.",
         signed=setting.sign == "signed",
         peak=True,
@@ -70,6 +49,7 @@ def _draw(maker: MapMaker, texts: Texts, case: Case, region: Region, setting: Se
     save(figure, path)
 
 
-def _box(mask: Bool[Tensor, "height width"]) -> tuple[int, int, int, int]:
+def box_of(mask: Bool[Tensor, "height width"]) -> tuple[int, int, int, int]:
+    """Return the box around a region: row0, column0, row1, column1, half-open."""
     rows, columns = (mask.any(dim=dim).nonzero().flatten().tolist() for dim in (1, 0))
     return rows[0], columns[0], rows[-1] + 1, columns[-1] + 1

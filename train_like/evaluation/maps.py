@@ -42,10 +42,13 @@ class TextMaps:
         values = self.values[self.rows[key]]
         return values if against is None else values - self.values[self.rows[against]]
 
-    def setting_map(self, setting: Setting, label: str, texts: Texts) -> Float[Tensor, "height width"]:
-        """Return the map of a class label as a setting makes it, model-input frame."""
+    def setting_map(
+        self, setting: Setting, label: str, texts: Texts, rather_than: str | None = None
+    ) -> Float[Tensor, "height width"]:
+        """Return the map of a class label as a setting makes it, or of it rather than another, model-input frame."""
         key = TextKey(setting.text, label)
-        values = self.map_of(key, texts.contrast(key) if setting.is_contrast else None)
+        against = texts.contrast(key) if setting.is_contrast else None
+        values = self.map_of(key, TextKey(setting.text, rather_than) if rather_than else against)
         # The stack's absolute values were taken before the projection.
         if setting.sign == "absolute" and setting.route == "conventional":
             values = values.abs()
@@ -62,10 +65,12 @@ class AggregateMaps:
 
     members: tuple[TextMaps, ...]
 
-    def setting_map(self, setting: Setting, label: str, texts: Texts) -> Float[Tensor, "height width"]:
+    def setting_map(
+        self, setting: Setting, label: str, texts: Texts, rather_than: str | None = None
+    ) -> Float[Tensor, "height width"]:
         """Return the map of a class label as a setting makes it, model-input frame; shares per pixel."""
         signed = replace(setting, sign="signed", smoothing_px=0.0)
-        maps = torch.stack([member.setting_map(signed, label, texts) for member in self.members])
+        maps = torch.stack([member.setting_map(signed, label, texts, rather_than) for member in self.members])
         return smoothed(aggregate(maps), setting.smoothing_px)
 
 
@@ -99,7 +104,17 @@ class MapMaker:
 
     def only(self, names: Sequence[str]) -> "MapMaker":
         """Return the maker of some of the candidates."""
-        return MapMaker(self.model, {name: self.methods[name] for name in names}, self.seed)
+        return self._sharing(self.model, {name: self.methods[name] for name in names})
+
+    def explaining(self, model: EmbeddingModel) -> "MapMaker":
+        """Return the maker of the same maps of another model, whose text half is this one's."""
+        return self._sharing(model, self.methods)
+
+    def _sharing(self, model: EmbeddingModel, methods: Mapping[str, Method]) -> "MapMaker":
+        """Keep the texts that were embedded: a hundred of them take longer than a picture."""
+        made = MapMaker(model, methods, self.seed)
+        made._direction_of = self._direction_of
+        return made
 
     def serves_both(self, method: str) -> bool:
         """Say whether one stack, cheap along the axes, gives the maps of the raw and of the normalised embedding."""

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from mapstack.metrics.sanity import cascade
 from mapstack.metrics.similarity import mean_off_diagonal, pearson, similarity_matrix, spearman
+from mapstack.models import EmbeddingModel
 from train_like.evaluation.cases import Case
 from train_like.evaluation.maps import MapMaker, TextMaps
 from train_like.evaluation.scores import map_ssim, pointing
@@ -16,17 +17,39 @@ from train_like.evaluation.texts import Texts
 
 TRAINED = "trained"
 
+_Scores = dict[str, dict[str, float | None]]
 _ClassMaps = Mapping[Setting, Float[Tensor, "n_labels height width"]]
 
 
-def run_cascade(maker: MapMaker, texts: Texts, case: Case) -> dict[str, dict[str, dict[str, float]]]:
+def run_cascade(maker: MapMaker, texts: Texts, case: Case) -> dict[str, _Scores]:
     """Score the maps of a picture under each step of the cascade: by stage, setting and metric."""
     trained = _class_maps(maker, texts, case)
     scores = {TRAINED: _compare(texts, case, trained, trained)}
     for name, model in cascade(maker.model, maker.seed):
-        randomised = _class_maps(MapMaker(model, maker.methods, maker.seed), texts, case)
+        randomised = _class_maps(maker.explaining(model), texts, case)
         scores[name] = _compare(texts, case, randomised, trained)
     return scores
+
+
+def run_randomised(maker: MapMaker, randomised: EmbeddingModel, texts: Texts, case: Case) -> dict[str, float]:
+    """Score how alike the maps of different texts are when nothing was learned: by setting.
+
+    Args:
+        maker: Its methods are taken; those with a stack that is cheap along the axes.
+        randomised: The model with every weight of the image half random.
+        texts: Their class ensembles are explained.
+        case: The picture.
+    """
+    cheap = maker.only([name for name in maker.methods if maker.serves_both(name)])
+    maps = _class_maps(cheap.explaining(randomised), texts, case)
+    return {setting.key: mean_off_diagonal(similarity_matrix(each)) for setting, each in maps.items()}
+
+
+def fully_randomised(model: EmbeddingModel, seed: int) -> EmbeddingModel:
+    """Return the last step of the cascade."""
+    for _, last in cascade(model, seed):
+        randomised = last
+    return randomised
 
 
 def _class_maps(maker: MapMaker, texts: Texts, case: Case) -> _ClassMaps:
@@ -43,17 +66,20 @@ def _class_maps(maker: MapMaker, texts: Texts, case: Case) -> _ClassMaps:
         ]
         if stack is not None:
             ways.append(("stack_normalised", "absolute", maker.projected_absolute(stack, wanted)))
+            raw = stack.explaining(normalize=False)
+            ways.append(("stack_raw", "absolute", maker.projected_absolute(raw, wanted)))
         for route, sign, made in ways:
             setting = Setting(method, route, sign)
             maps[setting] = torch.stack([made.setting_map(setting, label, texts) for label in texts.labels])
     return maps
 
 
-def _compare(texts: Texts, case: Case, randomised: _ClassMaps, trained: _ClassMaps) -> dict[str, dict[str, float]]:
+def _compare(texts: Texts, case: Case, randomised: _ClassMaps, trained: _ClassMaps) -> _Scores:
     """Compare the map of the first finding with that of the trained model, and the maps of all classes."""
-    region = next(region for region in case.regions if region.label in texts.labels)
-    row = texts.labels.index(region.label)
-    scores: dict[str, dict[str, float]] = {}
+    label = texts.explained(case)[0]
+    region = next((region for region in case.regions if region.label == label), None)
+    row = texts.labels.index(label)
+    scores: _Scores = {}
     for setting, maps in randomised.items():
         before, now = trained[setting][row], maps[row]
         scores[setting.key] = {
@@ -61,6 +87,6 @@ def _compare(texts: Texts, case: Case, randomised: _ClassMaps, trained: _ClassMa
             "spearman": spearman(before, now),
             "ssim": map_ssim(before, now),
             "between_texts": mean_off_diagonal(similarity_matrix(maps)),
-            "hit": pointing(case.on_picture(now), region)["hit"],
+            "hit": None if region is None else pointing(case.on_picture(now), region)["hit"],
         }
     return scores

@@ -14,17 +14,18 @@ from torch import Tensor
 
 from mapstack.errors import ConfigError
 from mapstack.job_configs import EvaluateConfig
-from mapstack.models import load_model
+from mapstack.models import EmbeddingModel, load_model
 from mapstack.prompts import load_prompt_set
 from train_like.evaluation.cases import Cases, read_ground_truth
 from train_like.evaluation.choice import Choice
 from train_like.evaluation.maps import MapMaker
-from train_like.evaluation.randomised import run_cascade
+from train_like.evaluation.randomised import fully_randomised, run_cascade, run_randomised
+from train_like.evaluation.references import mean_masks_of
 from train_like.evaluation.settings import aggregate_name, method_names
-from train_like.evaluation.stages import Scores, Stages, mean_masks_of
+from train_like.evaluation.stages import Scores, Stages
 from train_like.evaluation.texts import Texts
 
-TUNE, LOCALISE, MATRIX, AXES, CASCADE = "tune", "localise", "matrix", "axes", "cascade"
+TUNE, LOCALISE, MATRIX, AXES, CASCADE, RANDOMISED = "tune", "localise", "matrix", "axes", "cascade", "randomised"
 
 
 class Scorer:
@@ -44,26 +45,36 @@ class Scorer:
         self.maker = MapMaker(model, method_names(config.candidates), config.seed)
         self.texts = Texts(load_prompt_set(prompt_file(config)), config.prompts.against, config.prompts.classes)
         truth = read_ground_truth(config.ground_truth)
-        self.validation = Cases(config.validation, model.preprocessing, truth, config.n_validation)
-        self.test = Cases(config.data, model.preprocessing, truth, config.n)
+        self.has_regions = config.regions == "required"
+        self.test = Cases(config.data, model.preprocessing, truth, config.n, has_regions=self.has_regions)
+        self.validation = self.test  # which is not read where nothing is chosen
+        if self.has_regions:
+            self.validation = Cases(config.validation, model.preprocessing, truth, config.n_validation)
         self._stages = Stages(self.maker, self.texts, config.smoothing_px, config.seed, aggregates_of(config))
 
     def score(self, stage: str, key: str, choice: Choice | None) -> Scores:
         """Score a picture: of the validation split for "tune", which makes the choice, of the test split otherwise."""
         if choice is None:
-            return self._stages.tune(self.validation.read(key))
+            return self._stages.tune(self.validation.read(key), self._mean_masks)
         case = self.test.read(key)
         if stage == LOCALISE:
             return self._stages.localise(case, choice, self._mean_masks)
         if stage == MATRIX:
-            return self._stages.matrix(case, choice.methods)
+            return self._stages.matrix(case, choice.methods, choice.best)
         if stage == AXES:
             return self._stages.axes(case, choice.methods)
-        return run_cascade(self.maker.only(choice.methods), self.texts, case)
+        maker = self.maker.only(choice.methods)
+        if stage == RANDOMISED:
+            return run_randomised(maker, self._randomised, self.texts, case)
+        return run_cascade(maker, self.texts, case)
+
+    @cached_property
+    def _randomised(self) -> EmbeddingModel:
+        return fully_randomised(self.maker.model, self.maker.seed)
 
     @cached_property
     def _mean_masks(self) -> dict[str, Float[Tensor, "height width"]]:
-        return mean_masks_of(self.validation)
+        return mean_masks_of(self.validation) if self.has_regions else {}
 
 
 class Workers:

@@ -1,17 +1,16 @@
 """The stages of an evaluation, each a function from a picture to its scores."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from mapstack.baselines import baseline
 from mapstack.metrics.body import body_mask, share_outside_body
 from mapstack.metrics.chexlocalize import hit, segment, threshold_ious
 from mapstack.metrics.faithfulness import max_sensitivity
-from mapstack.metrics.reference_maps import centre_prior, mean_mask, random_map, sobel_edges
 from mapstack.metrics.rle import encode_mask
 from mapstack.metrics.similarity import pearson
 from mapstack.models.base import normalised
@@ -19,6 +18,8 @@ from mapstack.readouts import DirectionReadout
 from train_like.evaluation.cases import Case, Region
 from train_like.evaluation.choice import Choice
 from train_like.evaluation.maps import AggregateMaps, MapMaker, TextMaps, agreement
+from train_like.evaluation.pairs import pair_scores
+from train_like.evaluation.references import frame_brightness, frame_references, reference_maps
 from train_like.evaluation.scores import (
     faithfulness,
     likeness,
@@ -28,16 +29,14 @@ from train_like.evaluation.scores import (
     overlap,
     pointing,
 )
-from train_like.evaluation.settings import FORMS, REFERENCE, Route, Setting, Sign, family, settings_of
+from train_like.evaluation.settings import FORMS, REFERENCE, Route, Setting, Sign, family, members, settings_of
 from train_like.evaluation.texts import CONTROLS, TextKey, Texts
 
 Scores = dict[str, Any]
 
-REFERENCES = ("random", "centre prior", "Sobel edges", "mean mask of the label")
-"""Methods that look at no model."""
+MeanMasks = Mapping[str, Float[Tensor, "height width"]]
 
 SENSITIVITY_DRAWS = 6
-_MASK_SIDE_PX = 224
 
 
 class Stages:
@@ -65,8 +64,11 @@ class Stages:
         self._smoothings_px = smoothings_px
         self._seed = seed
 
-    def tune(self, case: Case) -> Scores:
-        """Score every candidate at every setting of the conventional route, to choose among them."""
+    def tune(self, case: Case, mean_masks: MeanMasks) -> Scores:
+        """Score every candidate at every setting of the conventional route, to choose among them.
+
+        Of reference methods the overlaps, for a threshold.
+        """
         located = self._texts.located(case)
         scores: Scores = {}
         methods = (*self._maker.methods, *self._aggregates) if located else ()
@@ -79,13 +81,17 @@ class Stages:
                     }
                     for region, attribution in self._attributions(case, maps, setting)
                 }
+        for key, region, attribution in self._references(case, mean_masks):
+            ious = none_for_nan(threshold_ious(attribution, region.mask))
+            scores.setdefault(key, {})[region.label] = {"ious": ious}
         return scores
 
-    def localise(self, case: Case, choice: Choice, mean_masks: Mapping[str, Float[Tensor, "height width"]]) -> Scores:
+    def localise(self, case: Case, choice: Choice, mean_masks: MeanMasks) -> Scores:
         """Score the chosen candidates at every setting by their peaks, the chosen settings and references in full."""
         located, chosen = self._texts.located(case), choice.thresholds
         scores: Scores = {}
         predicted: dict[str, str] = {}
+        pairs: dict[str, Any] = {}
         methods = list(dict.fromkeys(setting.method for setting in chosen)) if located else []
         for method, maps in self._maker.conventional(methods, case, self._texts.of(case, located)).items():
             for setting in self._conventional(method):
@@ -94,6 +100,8 @@ class Stages:
                     | (overlap(attribution, region) if setting in chosen else {})
                     for region, attribution in self._attributions(case, maps, setting)
                 }
+                if setting in chosen and setting.sign != "absolute":
+                    pairs[setting.key] = pair_scores(case, self._regions(case), maps, setting, self._texts)
                 if setting == choice.best:
                     predicted = {
                         region.label: encode_mask(
@@ -101,14 +109,15 @@ class Stages:
                         ).counts
                         for region, attribution in self._attributions(case, maps, setting)
                     }
-        for region in self._regions(case):
-            for name, attribution in reference_maps(case, region.label, mean_masks, self._seed).items():
-                key = Setting(name, REFERENCE).key
-                scores.setdefault(key, {})[region.label] = pointing(attribution, region) | overlap(attribution, region)
-        return {"settings": scores, "predicted": predicted, "zero_shot": self._zero_shot(case)}
+        for key, region, attribution in self._references(case, mean_masks):
+            scores.setdefault(key, {})[region.label] = pointing(attribution, region) | overlap(attribution, region)
+        return {"settings": scores, "predicted": predicted, "pairs": pairs, "zero_shot": self._zero_shot(case)}
 
-    def matrix(self, case: Case, methods: Sequence[str]) -> Scores:
-        """Score methods by every route and sign that needs no stack along the axes of a path method."""
+    def matrix(self, case: Case, methods: Sequence[str], best: Setting) -> Scores:
+        """Score methods by every route and sign that needs no stack along the axes of a path method.
+
+        The best setting is scored beside them where that needs its map only: by faithfulness.
+        """
         texts = self._texts.of(case, self._texts.labels) | CONTROLS
         found: dict[tuple[str, Route, Sign], TextMaps] = {}
         agreements: dict[str, float] = {}
@@ -126,7 +135,7 @@ class Stages:
             "agreement": agreements,
             "settings": {key: value for way, maps in found.items() for key, value in self._located(case, way, maps)},
             "texts": {self._way_key(way): self._specificity(case, way, maps) for way, maps in found.items()},
-            "faithfulness": self._faithful(case, found),
+            "faithfulness": self._faithful(case, found, best),
         }
 
     def axes(self, case: Case, methods: Sequence[str]) -> Scores:
@@ -140,6 +149,9 @@ class Stages:
                 conventional = self._maker.direct(method, case, texts)
                 agreements[method] = agreement(conventional, self._maker.projected(stack, texts))
                 found[method, "stack_normalised", "absolute"] = self._maker.projected_absolute(stack, texts)
+                # The norm moves along the path: the paper's own stack, of the raw embedding, is another.
+                stack = self._maker.stack(method, case, normalize=False)
+                found[method, "stack_raw", "absolute"] = self._maker.projected_absolute(stack, texts)
         return {
             "agreement": agreements,
             "settings": {key: value for way, maps in found.items() for key, value in self._located(case, way, maps)},
@@ -155,6 +167,11 @@ class Stages:
     def _regions(self, case: Case) -> list[Region]:
         located = self._texts.located(case)
         return [region for region in case.regions if region.label in located]
+
+    def _references(self, case: Case, mean_masks: MeanMasks) -> Iterator[tuple[str, Region, Tensor]]:
+        for region in self._regions(case):
+            for name, attribution in reference_maps(case, region.label, mean_masks, self._seed).items():
+                yield Setting(name, REFERENCE).key, region, attribution
 
     def _attributions(
         self, case: Case, maps: TextMaps | AggregateMaps, setting: Setting
@@ -182,11 +199,13 @@ class Stages:
         return Setting(*way).key
 
     def _located(self, case: Case, way: tuple[str, Route, Sign], maps: TextMaps) -> list[tuple[str, Scores]]:
+        """Score every setting of a way by its peaks, and the plain class ensemble in full."""
         return [
             (
                 setting.key,
                 {
                     region.label: pointing(attribution, region)
+                    | (overlap(attribution, region) if setting == Setting(*way) else {})
                     for region, attribution in self._attributions(case, maps, setting)
                 },
             )
@@ -202,29 +221,29 @@ class Stages:
             for form in FORMS
         }
         content = case.prepared.geometry.content_mask()
-        body = body_mask(_brightness(case)) & content
+        body = body_mask(frame_brightness(case)) & content
         answered: Scores = {
             "correlation": {form: likeness(maps_of_form) for form, maps_of_form in by_form.items()},
             "ssim": mean_ssim(by_form["ensemble"]),
             "controls": {},
         }
         outside = []
-        for region in self._regions(case):
-            true = by_form["ensemble"][self._texts.labels.index(region.label)]
+        masks = {region.label: region for region in self._regions(case)}
+        for label in self._texts.explained(case):
+            true = by_form["ensemble"][self._texts.labels.index(label)]
             outside.append(share_outside_body(true, body))
             for control in CONTROLS:
                 other = maps.map_of(control)
                 if way[1:] == ("conventional", "absolute"):
                     other = other.abs()
-                answered["controls"].setdefault(control.form, []).append(
-                    [pearson(true, other), pointing(case.on_picture(other), region)["hit"]]
-                )
+                peak = pointing(case.on_picture(other), masks[label])["hit"] if label in masks else None
+                answered["controls"].setdefault(control.form, []).append([pearson(true, other), peak])
         answered["outside_body"] = outside
         return answered
 
-    def _faithful(self, case: Case, found: Mapping[tuple[str, Route, Sign], TextMaps]) -> Scores:
-        """Score the maps of the first finding; equal maps are scored once."""
-        label = self._texts.located(case)[0]
+    def _faithful(self, case: Case, found: Mapping[tuple[str, Route, Sign], TextMaps], best: Setting) -> Scores:
+        """Score the maps of the first finding, and the best setting's of it; equal maps are scored once."""
+        label = self._texts.explained(case)[0]
         key = TextKey("ensemble", label)
         inputs = self._maker.inputs(case)
         direction = self._maker.directions({key: self._texts.of(case, [label])[key]})[0]
@@ -245,11 +264,28 @@ class Stages:
                 multiply_by_inputs=family(method) != "gradient",
                 difference=float(maps.difference[maps.rows[key]]) if is_complete else None,  # type: ignore[index]
             )
+        if best.key not in scores:
+            scores[best.key] = faithfulness(
+                **common,
+                attribution=self._best_maps(case, found, best).setting_map(best, label, self._texts).to(direction),
+                multiply_by_inputs=family(best.method) != "gradient",
+                difference=None,
+            )
         for name, attribution in frame_references(case, self._seed).items():
             scores[Setting(name, REFERENCE).key] = faithfulness(
                 **common, attribution=attribution.to(direction), multiply_by_inputs=True, difference=None
             )
         return scores
+
+    def _best_maps(
+        self, case: Case, found: Mapping[tuple[str, Route, Sign], TextMaps], best: Setting
+    ) -> TextMaps | AggregateMaps:
+        """Return the best setting's maps, of those that are made already where they are."""
+        if all((method, "conventional", "signed") in found for method in members(best.method)):
+            made = tuple(found[method, "conventional", "signed"] for method in members(best.method))
+            return made[0] if len(made) == 1 else AggregateMaps(made)
+        texts = self._texts.of(case, self._texts.explained(case))
+        return self._maker.conventional([best.method], case, texts)[best.method]
 
     def _zero_shot(self, case: Case) -> bool:
         texts = {
@@ -263,7 +299,7 @@ class Stages:
 
     def _sensitivity(self, method: str, case: Case) -> float:
         """Return how much the conventional map changes under noise too weak to see, with the same draws."""
-        label = self._texts.located(case)[0]
+        label = self._texts.explained(case)[0]
         key = TextKey("ensemble", label)
         readout = DirectionReadout(
             self._maker.directions({key: self._texts.of(case, [label])[key]}), embed_dim=self._maker.model.embed_dim
@@ -288,7 +324,7 @@ class Stages:
 
     def _repeatability(self, method: str, case: Case) -> dict[str, float]:
         """Compare the maps of two runs with one seed, and with two."""
-        label = self._texts.located(case)[0]
+        label = self._texts.explained(case)[0]
         key = TextKey("ensemble", label)
         texts = {key: self._texts.of(case, [label])[key]}
         first, again, other = (
@@ -298,47 +334,3 @@ class Stages:
             "same_seed": agreement(first, again),
             "other_seed": pearson(first.map_of(key), other.map_of(key)),
         }
-
-
-def reference_maps(
-    case: Case, label: str, mean_masks: Mapping[str, Float[Tensor, "height width"]], seed: int
-) -> dict[str, Float[Tensor, "height width"]]:
-    """Return the maps that look at no model, original-image frame; no mean mask for a label that has none."""
-    height, width = case.picture.size
-    maps = {
-        "random": random_map(height, width, sha256=case.prepared.sha256, seed=seed),
-        "centre prior": centre_prior(height, width),
-        "Sobel edges": sobel_edges(case.brightness),
-    }
-    if label in mean_masks:
-        resized = torch.nn.functional.interpolate(mean_masks[label][None, None], (height, width), mode="bilinear")
-        maps["mean mask of the label"] = resized[0, 0]
-    return maps
-
-
-def frame_references(case: Case, seed: int) -> dict[str, Float[Tensor, "height width"]]:
-    """Return the reference maps that need no label, model-input frame."""
-    brightness = _brightness(case)
-    height, width = brightness.shape
-    return {
-        "random": random_map(height, width, sha256=case.prepared.sha256, seed=seed),
-        "centre prior": centre_prior(height, width),
-        "Sobel edges": sobel_edges(brightness),
-    }
-
-
-def mean_masks_of(cases: Iterable[Case]) -> dict[str, Float[Tensor, "height width"]]:
-    """Return the mean mask of each label; pictures of all shapes are brought to one square."""
-    masks: dict[str, list[Bool[Tensor, "height width"]]] = {}
-    for case in cases:
-        for region in case.regions:
-            side = (_MASK_SIDE_PX, _MASK_SIDE_PX)
-            resized = torch.nn.functional.interpolate(region.mask[None, None].float(), side, mode="nearest-exact")
-            masks.setdefault(region.label, []).append(resized[0, 0] > 0)
-    return {label: mean_mask(each) for label, each in masks.items()}
-
-
-def _brightness(case: Case) -> Float[Tensor, "height width"]:
-    """Return the grey values [0, 1] of the model-input frame."""
-    values = case.prepared.pixel_values.mean(dim=0)
-    return (values - values.min()) / (values.max() - values.min())

@@ -72,6 +72,14 @@ class Texts:
         """Return the labels of a picture that have a text and a region."""
         return [region.label for region in case.regions if region.label in self.labels]
 
+    def explained(self, case: Case) -> list[str]:
+        """Return the labels whose maps stand for a picture: those that can be located.
+
+        Where there is none, those that the picture has, and of a normal one the class that it is of.
+        """
+        known = self.located(case) or [label for label in case.labels if label in self.findings]
+        return known or [self.against if self.against in self.labels else self.labels[0]]
+
     def of(self, case: Case, labels: Sequence[str]) -> dict[TextKey, tuple[str, ...]]:
         """Return the texts of some classes in every form, and what they are contrasted with.
 

@@ -119,9 +119,10 @@ def texts_of(
 
 def way_scores(ways: Mapping[Setting, tuple[float, float]]) -> dict[str, Any]:
     """The scores of one picture: for each way, the correlation between texts and whether Edema was hit."""
+    places = {way.key: {"Edema": located(hit) | {"pointing": hit}} for way, (_, hit) in ways.items()}
     return {
         "agreement": {},
-        "settings": {way.key: {"Edema": {"hit": hit, "pointing": hit}} for way, (_, hit) in ways.items()},
+        "settings": places,
         "texts": {way.key: texts_of(correlation) for way, (correlation, _) in ways.items()},
         "faithfulness": {},
     }
@@ -148,7 +149,15 @@ ABOUT = {
     "note": "phantoms only",
     "labels": list(LABELS),
     "seed": 7,
-    "pictures": {"validation": 5, "validation_with_regions": 2, "test": 2, "matrix": 2, "axes": 1},
+    "ground_truth": False,
+    "pictures": {
+        "validation": 5,
+        "validation_with_regions": 2,
+        "test": 3,
+        "test_with_regions": 2,
+        "matrix": 2,
+        "axes": 1,
+    },
 }
 
 
@@ -162,7 +171,9 @@ def filled_journal(folder: Path) -> Journal:
     for key, hit in (("a", 1.0), ("b", 0.0)):
         settings = {SIGNED: located(hit), ABSOLUTE: located(0.0), RANDOM: located(0.0), MEAN_MASK: located(1.0)}
         by_key = {setting.key: {"Edema": scores} for setting, scores in settings.items()}
-        add(journal, "localise", key, {"settings": by_key, "predicted": {}, "zero_shot": key == "a"})
+        of_pairs = {SIGNED.key: [[[1.0, 0.0], [1.0, 0.0], [hit, 0.0]], [[0.0, 1.0], [1.0, 0.0], [1.0, 0.0]]]}
+        scores = {"settings": by_key, "predicted": {}, "pairs": of_pairs, "zero_shot": key == "a"}
+        add(journal, "localise", key, scores)
         ways = {SIGNED: (0.5, hit), ABSOLUTE: (0.5, 0.0), STACK: (0.25, 1.0), PATH_ABSOLUTE: (0.5, hit)}
         shap = {PATH: (0.125, hit)}
         curves = {f"{side}{part}": value for side in ("deletion", "insertion") for part, value in (("", 2.0),)}
@@ -173,15 +184,19 @@ def filled_journal(folder: Path) -> Journal:
     add(journal, "axes", "a", axes | {"agreement": {"gradient_shap": 1e-5}})
     steps = {"trained": 1.0, "vision_model.projection_head": 0.5}
     add(journal, "cascade", "a", {name: step_scores({SIGNED: value, ABSOLUTE: value}) for name, value in steps.items()})
+    add(journal, "randomised", "a", {ABSOLUTE.key: 0.125, STACK.key: 0.75})
+    add(journal, "randomised", "b", {ABSOLUTE.key: 0.125, STACK.key: 0.5})
     return journal
 
 
 def summarised(journal: Journal, choice: Choice, **keys: Sequence[str]) -> dict[str, Any]:
     """The summary of every picture of a journal, or of some of a stage."""
-    every = {stage: list(journal.stage(stage)) for stage in ("localise", "matrix", "axes", "cascade")}
+    stages = ("localise", "matrix", "axes", "cascade", "randomised")
+    every = {stage: list(journal.stage(stage)) for stage in stages}
     return summarise(journal, every | keys, choice, ABOUT)
 
 
 def summary_of(journal: Journal) -> dict[str, Any]:
     """A summary as the report takes it."""
-    return summarised(journal, CHOICE) | {"seconds": 3, "gallery": ["edema-1"], "charts": ["hit-rate", "cascade"]}
+    drawn = {"gallery": ["edema-1"], "charts": ["hit-rate", "cascade-signed"], "paper": ["a.figure-1"]}
+    return summarised(journal, CHOICE) | {"seconds": 3} | drawn

@@ -45,9 +45,9 @@ def sample(key: str = "a", size: tuple[int, int] = SIZE, **members: Any) -> tupl
 
 @pytest.fixture
 def cases(tmp_path: Path) -> WriteCases:
-    def write(*samples: tuple[str, dict[str, bytes]], truth: Any = None, n: int | None = None) -> Cases:
+    def write(*samples: tuple[str, dict[str, bytes]], truth: Any = None, n: int | None = None, **more: Any) -> Cases:
         path = write_shard(tmp_path / "x-0.tar", samples)
-        return Cases(DataConfig(shards=str(path)), MEDCLIP, truth, n)
+        return Cases(DataConfig(shards=str(path)), MEDCLIP, truth, n, **more)
 
     return write
 
@@ -222,6 +222,12 @@ def test_a_map_of_a_padded_picture_loses_its_padding(cases: WriteCases) -> None:
     assert not case.on_picture(peak_at(100, 55)).any()
     assert not case.on_picture(peak_at(100, 168)).any()
     assert case.prepared.geometry == prepare(case.picture, MEDCLIP).geometry
+
+
+def test_without_regions_no_mask_is_read(cases: WriteCases) -> None:
+    info = {"findings": [{"label": "Edema", "box": [0, 0, 2, 2]}]}
+    found = cases(sample(info=info, masks=b"damaged"), has_regions=False).read("a")
+    assert (found.regions, found.labels) == ((), ("Edema",))
 
 
 def test_brightness_is_that_of_the_picture(cases: WriteCases) -> None:

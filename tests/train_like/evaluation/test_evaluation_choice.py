@@ -8,7 +8,7 @@ import torch
 
 from mapstack.errors import InputError
 from tests.train_like.evaluation.made import ABSOLUTE, MEAN_MASK, SIGNED
-from train_like.evaluation.choice import choose, labels_of, mean_over_findings, metric_table
+from train_like.evaluation.choice import choose, configured, labels_of, mean_over_findings, metric_table
 from train_like.evaluation.settings import Setting
 
 CONTRAST = Setting("gradient", "conventional", is_contrast=True)
@@ -96,6 +96,20 @@ def test_a_table_has_nan_where_a_picture_has_not_the_finding() -> None:
     assert metric_table(pictures, SIGNED, "mass").isnan().all()
     assert metric_table(pictures, MEAN_MASK, "hit").shape == (3, 0)
     assert mean_over_findings(table) == 0.5  # a finding without a value does not count
+
+
+def test_references_get_thresholds_and_are_never_chosen() -> None:
+    overlaps = {"ious": [0.0, 0.0, 0.5, 0.0, 0.0, 0.0, 0.0]}
+    choice = choose(by_picture({SIGNED: {"Edema": row(0)}, MEAN_MASK: {"Edema": overlaps}}))
+    assert (choice.best, list(choice.thresholds), list(choice.hit_rates)) == (SIGNED, [SIGNED], [SIGNED])
+    assert choice.thresholds_of(MEAN_MASK) == {"Edema": 0.4}
+    assert choice.thresholds_of(ABSOLUTE) == {}
+
+
+def test_without_a_split_every_candidate_counts_as_it_is_configured() -> None:
+    choice = configured(["gradient", "occlusion (black)"])
+    assert choice.methods == ["gradient", "occlusion (black)"]
+    assert (choice.best, choice.n_pictures) == (Setting("gradient", "conventional"), 0)
 
 
 def test_an_aggregate_may_be_best_but_has_no_routes() -> None:

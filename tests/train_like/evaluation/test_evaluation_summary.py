@@ -28,9 +28,9 @@ from tests.train_like.evaluation.made import (
     texts_of,
     way_scores,
 )
-from train_like.evaluation.choice import Choice
+from train_like.evaluation.answers import is_same
+from train_like.evaluation.choice import Choice, configured
 from train_like.evaluation.journal import Journal
-from train_like.evaluation.report import is_same
 from train_like.evaluation.settings import FORMS, Setting
 
 NAN = float("nan")
@@ -44,7 +44,8 @@ def journal(tmp_path: Path) -> Journal:
 def localise(journal: Journal, *pictures: dict[Setting, dict[str, Any]], is_right: bool = True) -> None:
     for number, settings in enumerate(pictures):
         by_key = {setting.key: labels for setting, labels in settings.items()}
-        add(journal, "localise", str(number), {"settings": by_key, "predicted": {}, "zero_shot": is_right})
+        scores = {"settings": by_key, "predicted": {}, "pairs": {}, "zero_shot": is_right}
+        add(journal, "localise", str(number), scores)
 
 
 def interval(*rows: Any) -> dict[str, float]:
@@ -104,7 +105,7 @@ def test_overlap_is_told_at_the_threshold_of_each_label(journal: Journal) -> Non
     assert found["iou"]["mean"] == pytest.approx((0.55 + 0.4) / 2)
 
 
-def test_references_have_no_threshold_and_every_setting_is_told(journal: Journal) -> None:
+def test_references_without_a_threshold_and_every_setting_are_told(journal: Journal) -> None:
     peak = {"hit": 1.0, "pointing": 1.0}
     contrast = Setting("gradient", "conventional", is_contrast=True)
     localise(journal, {SIGNED: {"A": located(0)}, contrast: {"A": peak}, RANDOM: {"A": located(0)}})
@@ -132,11 +133,76 @@ def test_references_are_compared_on_the_findings_that_both_have(journal: Journal
         {SIGNED: {"B": located(0)}, RANDOM: {"B": located(1)}},
     )
     summary = summarised(journal, Choice({SIGNED: {}}, {SIGNED: 1.0}, 1))
-    compared = {each.pop("reference"): each for each in summary["localisation"]["against_references"]}
+    compared = compared_of(summary, "hit")
     assert compared.keys() == {"random", "mean mask of the label"}
-    assert compared["mean mask of the label"] == {"setting": SIGNED.name, **interval([1.0], [0.0], [NAN])}
-    assert compared["random"] == {"setting": SIGNED.name, **interval([0.0, -1.0], [0.0, NAN], [NAN, -1.0])}
+    told = {"setting": SIGNED.name, "metric": "hit"}
+    by_finding = {"A": interval([1.0], [0.0], [NAN])}
+    of_mask = told | interval([1.0], [0.0], [NAN]) | {"by_finding": by_finding}
+    assert compared["mean mask of the label"] == of_mask
+    by_finding = {"A": interval([0.0], [0.0], [NAN]), "B": interval([-1.0], [NAN], [-1.0])}
+    of_random = told | interval([0.0, -1.0], [0.0, NAN], [NAN, -1.0]) | {"by_finding": by_finding}
+    assert compared["random"] == of_random
     assert compared["random"]["mean"] == -0.5
+
+
+def compared_of(summary: dict[str, Any], metric: str) -> dict[str, dict[str, Any]]:
+    """The comparisons in a metric, by reference."""
+    every = summary["localisation"]["against_references"]
+    return {each["reference"]: without(each, "reference") for each in every if each["metric"] == metric}
+
+
+def without(values: dict[str, Any], key: str) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if name != key}
+
+
+def test_a_setting_that_hits_more_may_lose_in_every_other_metric(journal: Journal) -> None:
+    ours, theirs = [0.0, 0.0, 0.25, 0.0, 0.0, 0.0, 0.0], [0.0, 0.75, 0.5, 0.0, 0.0, 0.0, 0.0]
+    better = {"mass": 0.875, "rank": 0.5, "iou_otsu": 0.5}
+    localise(
+        journal,
+        *({SIGNED: {"A": located(1, ours)}, MEAN_MASK: {"A": located(0, theirs) | better}} for _ in range(3)),
+    )
+    choice = Choice({SIGNED: {"A": 0.4}}, {SIGNED: 1.0}, 1, {MEAN_MASK: {"A": 0.3}})
+    summary = summarised(journal, choice)
+    found = {
+        metric: compared_of(summary, metric)["mean mask of the label"]
+        for metric in ("hit", "iou", "iou_otsu", "mass", "rank")
+    }
+    means = {metric: each["mean"] for metric, each in found.items()}
+    assert means == {"hit": 1.0, "iou": -0.5, "iou_otsu": -0.375, "mass": -0.375, "rank": -0.25}
+    assert entry(summary, MEAN_MASK)["iou"] == same(0.75, 3)  # at its own threshold
+
+
+def test_pairs_of_findings_are_averaged_over_pictures(tmp_path: Path) -> None:
+    journal = filled_journal(tmp_path)
+    (found,) = summary_of(journal)["between_findings"]
+    assert (found["setting"], found["n"], found["n_pairs"]) == (SIGNED.name, 2, 4)
+    kinds = found["kinds"]
+    assert kinds["A"] == {"in_a": same(0.5, 2), "in_b": same(0.5, 2)}
+    assert kinds["A rather than a normal picture"] == {"in_a": same(1.0, 2), "in_b": same(0.0, 2)}
+    assert kinds["A rather than B"]["in_a"] == interval([1.0], [0.5])  # "b" misses one of its two
+
+
+def test_without_a_region_nothing_is_located_and_the_rest_is_told(journal: Journal) -> None:
+    localise(journal, {}, {})
+    scores = way_scores({SIGNED: (0.25, 1.0), STACK: (0.5, 1.0), ABSOLUTE: (0.0, 1.0)})
+    for texts in scores["texts"].values():
+        texts["controls"] = {"gibberish": [[0.5, None]]}
+    scores["settings"] = {key: {} for key in scores["settings"]}
+    add(journal, "matrix", "0", scores)
+    steps = step_scores({SIGNED: 1.0})
+    steps[SIGNED.key]["hit"] = None
+    add(journal, "cascade", "0", {"trained": steps})
+    summary = summarised(journal, configured(["gradient"]))
+    assert summary["localisation"] is None
+    assert summary["between_findings"] == []
+    way = summary["routes"][SIGNED.key]
+    assert way["between_texts"]["ensemble"] == same(0.25, 1)
+    assert way["controls"]["gibberish"] == {"correlation": same(0.5, 1), "hit": None}
+    assert way["hit"]["ensemble"] is None
+    assert summary["cascade"]["ways"][SIGNED.name]["hit"] == [None]
+    (claim,) = summary["claims"]
+    assert (claim["between_texts"], claim["hit"]) == (same(0.5, 1), None)
 
 
 def test_only_the_pictures_that_were_asked_for_count_and_in_their_order(journal: Journal) -> None:
@@ -157,7 +223,7 @@ def test_only_the_pictures_that_were_asked_for_count_and_in_their_order(journal:
 
 def test_zero_shot_accuracy_is_over_all_pictures(journal: Journal) -> None:
     localise(journal, {SIGNED: {"A": located(1)}}, {})
-    add(journal, "localise", "x", {"settings": {}, "predicted": {}, "zero_shot": False})
+    add(journal, "localise", "x", {"settings": {}, "predicted": {}, "pairs": {}, "zero_shot": False})
     about = summarised(journal, Choice({SIGNED: {}}, {SIGNED: 1.0}, 1))["about"]
     assert about["zero_shot"] == interval([1.0], [1.0], [0.0])
     assert about["seed"] == ABOUT["seed"]
@@ -175,6 +241,7 @@ def test_what_each_way_says_of_its_texts(tmp_path: Path) -> None:
     assert way["hit"].keys() == {f"{form}{contrast}" for form in FORMS for contrast in ("", ", contrast")}
     assert way["hit"]["ensemble"] == interval([1.0], [0.0])
     assert way["hit"]["ensemble, contrast"] is None
+    assert way["overlap"] == {"mass": same(0.5, 2), "rank": same(0.25, 2), "iou_otsu": same(0.125, 2)}
     assert summary["routes"][PATH_STACK.key]["n"] == 1
     assert summary["matrices"][SIGNED.key] == alike(0.5)
 
@@ -273,16 +340,14 @@ def claims_of(summary: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 def test_claims_compare_the_stack_with_the_conventional_map_of_the_same_pictures(tmp_path: Path) -> None:
     journal = filled_journal(tmp_path)
-    steps = {"trained": (0.0, 0.0), "patch": (0.5, 0.125), "all": (0.25, 0.75)}
-    ways = {name: dict(zip((ABSOLUTE, STACK), values, strict=True)) for name, values in steps.items()}
-    add(journal, "cascade", "a", {name: step_scores(values) for name, values in ways.items()})
     claims = claims_of(summary_of(journal))
     # For the signed stack there is no entry, nor for the conventional maps themselves.
     assert claims.keys() == {"gradient|stack_raw|absolute", "gradient_shap|stack_normalised|absolute"}
     gradient = claims["gradient|stack_raw|absolute"]
     assert gradient["between_texts"] == same(0.25 - 0.5, 2)
     assert gradient["hit"] == same(1.0, 2)
-    assert gradient["between_texts_randomised"] == same(0.75 - 0.25, 1)  # the last step, where both ways have it
+    assert gradient["between_texts_randomised"] == interval([0.75 - 0.125], [0.5 - 0.125])
+    assert (gradient["mass"], gradient["rank"], gradient["iou_otsu"]) == (same(0.0, 2),) * 3
     # Its stack was made on the first picture only, where the conventional map hits, too.
     shap = claims["gradient_shap|stack_normalised|absolute"]
     assert shap["between_texts"] == same(-0.25, 1)
