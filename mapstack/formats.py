@@ -7,6 +7,7 @@ A file is read by these rules, the same offline and online:
 - The header is read first: too many pixels, or an extreme shape, is refused before a pixel is decoded.
 - A truncated or damaged file is refused. So is one with several frames (animated PNG, multi-picture JPEG): which
   frame is the radiograph would be a guess.
+- A JPEG of more than 100 scans is refused: each of them costs a pass over all pixels, and a few bytes make one.
 - The EXIF orientation is applied. Colour profiles and gamma are not.
 - 1-bit, grey and grey-with-alpha become grey; palette, RGB, RGBA and CMYK become RGB by Pillow's plain conversion.
 - Transparency is composited on black, which leaves an opaque picture as it is.
@@ -16,6 +17,7 @@ A file is read by these rules, the same offline and online:
 """
 
 import io
+import re
 import struct
 import warnings
 import zlib
@@ -55,6 +57,7 @@ _STRIP_PX = 256
 # What Pillow walks in Python. Real files have some tens of segments, and chunks of several kilobytes.
 _MAX_PARTS = 4096
 _MIN_CHUNK_BYTES = 1024
+_MAX_SCANS = 100  # an encoder makes 10 of a progressive picture in colour
 _START_OF_SCAN = 0xDA
 _MARKERS_WITH_LENGTH = frozenset((*range(0xC0, 0xD0), *range(0xDA, 0xF0), 0xFE)) - {0xC8}
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
@@ -71,6 +74,8 @@ _UPRIGHT = {
 }
 _SIDEWAYS = [_UPRIGHT[orientation] for orientation in (5, 6, 7, 8)]
 _END_OF_IMAGE = b"\xff\xd9"
+# Not a byte that a scan holds, nor one of the restarts inside it.
+_MARKER = re.compile(rb"\xff([^\x00\xff\xd0-\xd7])")
 _STRAY_BYTES = 65_536  # that may stand behind the end of a JPEG
 
 
@@ -102,7 +107,10 @@ def read_size(data: bytes, max_pixels: int) -> tuple[int, int]:
     with _parsing(data, file_format):
         if file_format == "JPEG" and data.rfind(_END_OF_IMAGE, -_STRAY_BYTES) < 0:
             raise ValueError("a JPEG has no end")
-        size = _plain_jpeg_size(data) if file_format == "JPEG" else None
+        size = None
+        if file_format == "JPEG":
+            _check_scans(data)
+            size = _plain_jpeg_size(data)
         if size is not None:
             check_shape(*size, max_pixels)
             return size
@@ -137,6 +145,7 @@ def _open(data: bytes, file_format: str, max_pixels: int) -> Image.Image:
         _check_chunks(data)
     else:
         _check_markers(data)
+        _check_scans(data)
     image = _OPENERS[file_format](io.BytesIO(data))
     check_shape(image.height, image.width, max_pixels)
     _check_kind(image, data, file_format)
@@ -229,6 +238,34 @@ def _check_markers(data: bytes) -> None:
     """
     for _ in _segments(data):
         pass
+
+
+def _check_scans(data: bytes) -> None:
+    """Refuse a JPEG of countless scans: a file of a megabyte may hold thousands, and keep a core busy for hours.
+
+    Raises:
+        ImageError: It has too many.
+        ValueError: Too many segments stand between its scans.
+
+    Source:
+        ITU-T T.81, B.1.1.2 and B.1.1.5: inside a scan no 0xFF but those of restarts is followed by anything but zero.
+    """
+    if data.count(bytes((0xFF, _START_OF_SCAN))) <= _MAX_SCANS:
+        return  # those inside other segments counted too: a thumbnail has one
+    n_scans, at = 0, 2
+    for _ in range(_MAX_PARTS):
+        found = _MARKER.search(data, at)
+        if found is None or found[1] == _END_OF_IMAGE[1:]:
+            return
+        kind, at = found[1][0], found.end()
+        n_scans += kind == _START_OF_SCAN
+        if n_scans > _MAX_SCANS:
+            raise ImageError(
+                f"picture (JPEG, {len(data)} bytes) has more than {_MAX_SCANS} scans; each costs a pass over all "
+                f"pixels, and no more than {_MAX_SCANS} are read; save it again as a plain JPEG."
+            )
+        at += int.from_bytes(data[at : at + 2], "big") if kind in _MARKERS_WITH_LENGTH else 0
+    raise ValueError("a JPEG has too much between its scans")
 
 
 def _segments(data: bytes) -> Iterator[int]:

@@ -27,6 +27,7 @@ PERCENTILE = 99.5
 _MAX_OPACITY = 0.7
 _OPACITY_EXPONENT = 0.75
 _LEVELS = 256
+_STRIP_PX = 128  # rows that are mixed at once: in floats, three channels of a whole picture take several times its size
 # Red, green, blue [0, 255] at equal distances from nothing to the limit.
 _POSITIVE = ((255, 170, 110), (250, 85, 45), (225, 10, 25))
 _NEGATIVE = ((130, 200, 255), (55, 125, 250), (20, 45, 225))
@@ -121,6 +122,16 @@ def blend(picture: Picture, attribution: Attribution, scale: Scale) -> UInt8[np.
     rgb = np.broadcast_to(picture[..., None] if picture.ndim == 2 else picture, (*picture.shape[:2], 3))
     if scale.limit == 0:
         return rgb.copy()
+    mixed = np.empty(rgb.shape, np.uint8)
+    for top in range(0, len(rgb), _STRIP_PX):
+        rows = slice(top, top + _STRIP_PX)
+        mixed[rows] = _mix(rgb[rows], attribution[rows], scale)
+    return mixed
+
+
+def _mix(
+    rgb: UInt8[np.ndarray, "height width 3"], attribution: Attribution, scale: Scale
+) -> UInt8[np.ndarray, "height width 3"]:
     # A limit far below the values: they end up at it all the same.
     with np.errstate(over="ignore"):
         share = np.clip(_floats(attribution) / scale.limit, -1, 1)

@@ -3,12 +3,13 @@
 import argparse
 import base64
 import json
+import os
 import signal
 import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from mapstack.config_files import load_config
 from mapstack.errors import MapstackError
@@ -50,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             summary = _explain(options, config)
     except MapstackError as error:
         code = STOPPED if isinstance(error, ServerError | AnswerError) else WRONG_USE
-        print(f"{options.command}: {error}", file=sys.stderr)
+        _say(f"{options.command}: {error}", sys.stderr)
         _report({"command": options.command, "status": _word(code), "error": str(error)})
         return code
     except Exception as error:
@@ -97,7 +98,17 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _report(line: dict[str, Any]) -> None:
-    print(json.dumps(line, allow_nan=False), flush=True)
+    _say(json.dumps(line, allow_nan=False), sys.stdout)
+
+
+def _say(text: str, file: TextIO) -> None:
+    """Print a line; who has stopped reading, as `| head -1` does, still wants the command to go on."""
+    try:
+        print(text, file=file, flush=True)
+    except BrokenPipeError:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, file.fileno())  # Python flushes what is left when it ends
+        os.close(nowhere)
 
 
 def _word(code: int) -> str:
@@ -107,13 +118,18 @@ def _word(code: int) -> str:
 def _run_server(config: ServeConfig) -> int:
     """Start the server and stay in the foreground until it ends, by itself or by a signal to us."""
     _turn_signals_into_interrupts()
+    server = None
     try:
         server = start(config)
         _announce(server, config)
         code = server.wait()
-    except KeyboardInterrupt:
-        stop(config)  # does nothing where the start was interrupted, which has cleaned up already
-        return TERMINATED
+    except BaseException as error:
+        if server is not None:  # a start that fails has cleaned up already
+            stop(config)
+            server.end()
+        if isinstance(error, KeyboardInterrupt):
+            return TERMINATED
+        raise
     if server.was_stopped():
         return DONE  # by `serve stop`
     stop(config)
@@ -121,7 +137,7 @@ def _run_server(config: ServeConfig) -> int:
 
 
 def _turn_signals_into_interrupts() -> None:
-    """Let the first SIGTERM or Ctrl-C raise KeyboardInterrupt, and later ones not disturb the end that it begins."""
+    """Let the first SIGTERM, Ctrl-C or hang-up raise KeyboardInterrupt, and later ones not disturb what it begins."""
     signals: list[int] = []
 
     def interrupt(number: int, _: object) -> None:
@@ -129,16 +145,17 @@ def _turn_signals_into_interrupts() -> None:
         if len(signals) == 1:
             raise KeyboardInterrupt
 
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, interrupt)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # which is what nohup asks for
+            signal.signal(number, interrupt)
 
 
 def _announce(server: Server, config: ServeConfig) -> None:
     key_file = run_folder(config.server) / KEY_FILE
     url = config.server.url("inference_port")
     calls = {verb: f"{url}/{verb}/{config.name}" for verb in ("predictions", "explanations")}
-    print(f"ready: {calls['predictions']} and {calls['explanations']}", file=sys.stderr)
-    print(f"token: the key of 'inference' in {key_file}, sent as 'Authorization: Bearer KEY'", file=sys.stderr)
+    _say(f"ready: {calls['predictions']} and {calls['explanations']}", sys.stderr)
+    _say(f"token: the key of 'inference' in {key_file}, sent as 'Authorization: Bearer KEY'", sys.stderr)
     _report(
         {
             "command": "start",

@@ -57,9 +57,9 @@ class Client:
         token: For inference; None takes it from `keys`.
         keys: The server's tokens, where it runs on this host; then they are also renewed when they are too old.
         management_url: Of the management API.
-        retries: How often a call is tried again that failed for a reason that may pass: no connection, 429, 5xx of a
-            server that is full or restarting.
-        timeout_s: For one try.
+        retries: How often a call is tried again that failed for a reason that may pass: no connection, 429, and 502,
+            503, 504 of a server that is full or restarting. Not 500, which says that this request fails.
+        timeout_s: For one try. A call that takes longer is not sent again: the server still computes the first.
     """
 
     def __init__(
@@ -82,8 +82,14 @@ class Client:
         self._timeout_s = timeout_s
 
     @classmethod
-    def of(cls, config: "ServeConfig", *, retries: int = 4) -> "Client":
-        """Return a client of the server that `serve start` runs with a configuration, on this host."""
+    def of(cls, config: "ServeConfig", *, retries: int = 4, timeout_s: float | None = None) -> "Client":
+        """Return a client of the server that `serve start` runs with a configuration, on this host.
+
+        Args:
+            config: Of packing and serving.
+            retries: As of a client.
+            timeout_s: As of a client; None for as long as the server lets a worker take.
+        """
         server = config.server
         return cls(
             server.url("inference_port"),
@@ -91,7 +97,7 @@ class Client:
             keys=Keys(Path(server.run_folder).absolute() / KEY_FILE),
             management_url=server.url("management_port"),
             retries=retries,
-            timeout_s=float(server.response_timeout_s),
+            timeout_s=float(server.response_timeout_s) if timeout_s is None else timeout_s,
         )
 
     def predict(self, image: bytes | None = None, **fields: Any) -> Any:
@@ -133,19 +139,33 @@ class Client:
         return self._try("GET", self._management_url, path, b"", {}, kind)
 
     def _try(self, method: str, url: str, path: str, body: bytes, headers: Mapping[str, str], kind: str) -> Reply:
-        reply = self._retry(method, url, path, body, headers, kind)
-        if _is_token_refused(reply) and self._keys is not None and kind != "API":
+        token, is_renewed = self._token_of(kind), False
+        reply = self._retry(method, url, path, body, _authorized(headers, token))
+        while _is_token_refused(reply) and self._keys is not None and kind != "API" and not is_renewed:
             self._token = None  # one that was given is as old as the one that it is a copy of
-            self.renew_token(kind)
-            reply = self._retry(method, url, path, body, headers, kind)
+            token, is_renewed = self._newer_token(self._keys, kind, token)
+            reply = self._retry(method, url, path, body, _authorized(headers, token))
         return _checked(reply)
 
-    def _retry(self, method: str, url: str, path: str, body: bytes, headers: Mapping[str, str], kind: str) -> Reply:
+    def _newer_token(self, keys: Keys, kind: str, refused: str | None) -> tuple[str, bool]:
+        """Return a token in place of a refused one, and whether it had to be made: another client may have made it."""
+        with keys.held():
+            is_same = keys.read(kind) == refused
+            if is_same:
+                self.renew_token(kind)
+            return keys.read(kind), is_same
+
+    def _retry(self, method: str, url: str, path: str, body: bytes, headers: Mapping[str, str]) -> Reply:
         """Send a call until there is an answer that will not change by itself, or the retries are used up."""
         wait_s = _FIRST_WAIT_S
         for left in range(self._retries, -1, -1):
             try:
-                reply = self._send(method, url, path, body, {**headers, **self._authorization(kind)})
+                reply = self._send(method, url, path, body, headers)
+            except TimeoutError:
+                raise ServerError(
+                    f"no answer from {url} within {self._timeout_s:g} s; it is not asked again, since it may still be "
+                    "at work on this; ask for less, or give it longer."
+                ) from None
             except (OSError, http.client.HTTPException) as error:
                 if not left:
                     raise ServerError(
@@ -158,11 +178,10 @@ class Client:
             wait_s = min(2 * wait_s, _LONGEST_WAIT_S)
         raise RuntimeError("a call ended without an answer.")
 
-    def _authorization(self, kind: str) -> dict[str, str]:
-        token = self._token
-        if self._keys is not None and (token is None or kind != "inference"):
-            token = self._keys.read(kind)
-        return {} if token is None else {"authorization": f"Bearer {token}"}
+    def _token_of(self, kind: str) -> str | None:
+        if self._keys is not None and (self._token is None or kind != "inference"):
+            return self._keys.read(kind)
+        return self._token
 
     def _send(self, method: str, url: str, path: str, body: bytes, headers: Mapping[str, str]) -> Reply:
         parts = urlsplit(url)
@@ -178,6 +197,10 @@ class Client:
             connection.close()
         received = {name.lower(): value for name, value in response.getheaders()}
         return Reply(response.status, received.get("content-type", ""), content, received)
+
+
+def _authorized(headers: Mapping[str, str], token: str | None) -> dict[str, str]:
+    return dict(headers) if token is None else {**headers, "authorization": f"Bearer {token}"}
 
 
 def _form(image: bytes | None, fields: Mapping[str, Any]) -> tuple[bytes, str]:

@@ -23,8 +23,8 @@ class ServerConfig:
         inference_port: Of `/predictions` and `/explanations`.
         management_port: Of the management API.
         metrics_port: Of the Prometheus metrics, which ask for no token.
-        grpc_inference_port: TorchServe opens its gRPC ports whether they are used or not.
-        grpc_management_port: Likewise.
+        grpc_inference_port: Of the gRPC API, which TorchServe opens whether it is used or not.
+        grpc_management_port: Of the management API by gRPC, likewise.
         workers: Processes that hold the model.
         threads: Of each worker's matrix products.
         batch_size: Requests that a worker answers together, at most.
@@ -83,10 +83,10 @@ class ServeConfig:
     Attributes:
         name: Of the archive and of the model in URLs.
         output: Folder of the archive.
-        model: As in `mapstack.config.Config`.
+        model: Which model explains.
         prompts: Prompt set of the classes; None for none.
-        endpoint: Methods, limits, cache.
-        server: TorchServe.
+        endpoint: What the endpoint serves: methods, limits, cache.
+        server: How TorchServe runs.
     """
 
     name: str = "medclip"

@@ -14,6 +14,7 @@ from typing import Any
 
 import mapstack
 from mapstack.endpoint.packed import CHECKPOINT, PROMPTS, write_settings
+from mapstack.endpoint.settings import EndpointConfig
 from mapstack.errors import CheckpointError, ConfigError
 from mapstack.models.checkpoint import OFFICIAL_NAME, SAFETENSORS_NAME, fingerprint, read_weights
 from serve.config import ServeConfig
@@ -81,14 +82,24 @@ def _fill(stage: Path, config: ServeConfig) -> str:
             shutil.copy(checkpoint / name, stage / CHECKPOINT / name)
     if config.prompts is not None:
         _copy_prompts(Path(config.prompts), stage / PROMPTS)
-    endpoint = config.endpoint.to_dict()
-    if endpoint["store"] is not None:
-        endpoint["store"] = os.path.abspath(endpoint["store"])  # workers run in another folder
+    endpoint = _with_absolute_paths(config.endpoint)
     model = {"name": config.model.name, "prompt_padding": config.model.prompt_padding}
     write_settings(stage, model=model, endpoint=endpoint, fingerprint=weights)
     (stage / "requirements.txt").write_text("\n".join(_requirements()) + "\n", encoding="utf-8")
     (stage / "model-config.yaml").write_text(_model_config(config), encoding="utf-8")
     return weights
+
+
+def _with_absolute_paths(config: EndpointConfig) -> dict[str, Any]:
+    """Return the endpoint's settings for workers, which run in another folder."""
+    endpoint = config.to_dict()
+    for block, key in ((endpoint, "store"), (endpoint["cache"], "folder")):
+        if block[key] is not None:
+            block[key] = os.path.abspath(block[key])
+    for method in endpoint["methods"].values():
+        if "reference_pictures" in method:
+            method["reference_pictures"] = [os.path.abspath(path) for path in method["reference_pictures"]]
+    return endpoint
 
 
 def _copy_prompts(source: Path, target: Path) -> None:

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import psutil
 
-_END_S = 20.0
+from serve.boot import boot_id
+
+END_S = 20.0  # for SIGTERM, and as long again for SIGKILL
 
 
 @dataclass(frozen=True)
@@ -19,15 +21,21 @@ class Family:
     Attributes:
         pid: Of the leader.
         started: When the leader was started: a pid is given out again, with its start time it names one process.
+        boot: Of this host, when it was.
     """
 
     pid: int
-    started: float
+    started: str
+    boot: str = ""
 
     @classmethod
     def of(cls, pid: int) -> "Family":
-        """Return the family of a process that has just been started as the leader of a session."""
-        return cls(pid, psutil.Process(pid).create_time())
+        """Return the family of a process that has just been started as the leader of a session.
+
+        Raises:
+            psutil.Error: There is no such process.
+        """
+        return cls(pid, _started(pid), boot_id())
 
     @classmethod
     def read(cls, file: Path) -> "Family | None":
@@ -44,8 +52,7 @@ class Family:
     def is_led(self) -> bool:
         """Say whether the leader is running."""
         try:
-            leader = psutil.Process(self.pid)
-            return bool(leader.create_time() == self.started and leader.status() != psutil.STATUS_ZOMBIE)
+            return self._is_leader_its_own() and bool(psutil.Process(self.pid).status() != psutil.STATUS_ZOMBIE)
         except psutil.Error:
             return False
 
@@ -55,24 +62,44 @@ class Family:
             members = self._members()
             for process in members:
                 send(process)
-            psutil.wait_procs(members, timeout=_END_S)
+            psutil.wait_procs(members, timeout=END_S)
             if not self._members():
                 return []
         return [process.pid for process in self._members()]
 
     def _members(self) -> list[psutil.Process]:
         """List who is in the leader's session: its children stay in there when it dies."""
+        if self.boot != boot_id():
+            return []
         found = []
         for process in psutil.process_iter():
             try:
                 if os.getsid(process.pid) != self.pid or process.status() == psutil.STATUS_ZOMBIE:
                     continue
-                if process.pid == self.pid and process.create_time() != self.started:
+                if process.pid == self.pid and not self._is_leader_its_own():
                     return []  # the pid went to another, which the system does only when the whole session is gone
             except (OSError, psutil.Error):  # it ended meanwhile
                 continue
             found.append(process)
         return found
+
+    def _is_leader_its_own(self) -> bool:
+        """Say whether the pid still names the process that it was written down for."""
+        return _started(self.pid) == self.started and self.boot == boot_id()
+
+
+def _started(pid: int) -> str:
+    """Return when a process was started, in a form that setting the clock does not change.
+
+    Raises:
+        psutil.Error: There is no such process.
+    """
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return str(psutil.Process(pid).create_time())
+    # Ticks since the boot; the name before it may hold blanks and brackets.
+    return text.rpartition(")")[2].split()[19]
 
 
 def _quietly(act: Callable[[psutil.Process], None]) -> Callable[[psutil.Process], None]:

@@ -11,16 +11,18 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from mapstack.endpoint.packed import BUSY_VARIABLE, CACHE_VARIABLE, LOAD_FAILED
-from mapstack.errors import ConfigError
+from mapstack.errors import ConfigError, MapstackError
+from serve.boot import forget_entries_of_another_boot
 from serve.client import Client
 from serve.config import ServeConfig, ServerConfig
 from serve.draining import wait_until_idle
-from serve.errors import AnswerError, ServerError
+from serve.errors import ServerError
 from serve.keys import KEY_FILE
 from serve.processes import Family
 from serve.torchserve_files import LOGGING, METRICS, PROPERTIES, logging_xml, metrics_yaml, properties
@@ -28,6 +30,9 @@ from serve.torchserve_files import LOGGING, METRICS, PROPERTIES, logging_xml, me
 STATE = "server.json"
 _LOG, _JAVA_LOG, _BUSY = "logs/server.log", "logs/java.log", "busy"
 _POLL_S = 0.25
+_WATCH_S = 10.0
+_MANAGEMENT_S = 10.0  # for one answer of the management API
+_RETRIES_S = 300.0  # how long TorchServe starts a worker again that dies, unless it says otherwise
 _MAX_DEATHS = 2
 
 
@@ -43,6 +48,11 @@ class Server:
     def pid(self) -> int:
         """Of the Java process."""
         return self._process.pid
+
+    def end(self) -> None:
+        """End what still lives of it, also where the run folder, which `stop` reads, was deleted meanwhile."""
+        if self._process.poll() is None:
+            Family.of(self.pid).end()
 
     def wait_until_ready(self) -> None:
         """Wait until a worker has loaded the model.
@@ -62,8 +72,22 @@ class Server:
         )
 
     def wait(self) -> int:
-        """Wait until the Java process ends."""
-        return self._process.wait()
+        """Wait until the Java process ends, and see to it that it has a worker.
+
+        Raises:
+            ServerError: It has had none for longer than TorchServe tries to get one: it does not end by itself then.
+        """
+        patience_s, since = _RETRIES_S, time.monotonic()
+        while True:
+            with suppress(subprocess.TimeoutExpired):
+                return self._process.wait(timeout=_WATCH_S)
+            model = self._describe()
+            patience_s = float(model.get("maxRetryTimeoutInSec", patience_s))
+            if _has_worker(model):
+                since = time.monotonic()
+            # Its last try may take as long as a load may take.
+            elif time.monotonic() - since > patience_s + self._config.server.startup_timeout_s:
+                raise ServerError(self._why_nobody_works())
 
     def was_stopped(self) -> bool:
         """Say whether `stop` ended it."""
@@ -82,18 +106,39 @@ class Server:
             raise ServerError(f"the model's workers die while loading; see '{logs[0]}'.")
 
     def _is_ready(self) -> bool:
-        if not (self._folder / KEY_FILE).exists():
-            return False
+        return (self._folder / KEY_FILE).exists() and _has_worker(self._describe())
+
+    def _describe(self) -> Mapping[str, Any]:
+        """Return what the management API says of the model; nothing where it does not answer."""
         try:
-            workers = Client.of(self._config, retries=0).describe_model()[0]["workers"]
-        except (ServerError, AnswerError, KeyError, IndexError, ValueError):
-            return False
-        return any(worker["status"] == "READY" for worker in workers)
+            found = _manager(self._config).describe_model()[0]
+        except (MapstackError, KeyError, IndexError, ValueError):
+            return {}
+        return found if isinstance(found, dict) else {}
+
+    def _why_nobody_works(self) -> str:
+        log = self._folder / _LOG
+        text = log.read_text(encoding="utf-8", errors="replace") if log.exists() else ""
+        reason = f": {text.rpartition(LOAD_FAILED)[2].splitlines()[0]}" if LOAD_FAILED in text else f"; see '{log}'"
+        return f"no worker of the model is READY, and TorchServe has given up starting one{reason}"
+
+
+def _manager(config: ServeConfig) -> Client:
+    return Client.of(config, retries=0, timeout_s=_MANAGEMENT_S)
+
+
+def _has_worker(model: Mapping[str, Any]) -> bool:
+    return any(worker.get("status") == "READY" for worker in model.get("workers", []))
 
 
 def run_folder(config: ServerConfig) -> Path:
     """Return the folder of logs, tokens and cache, as an absolute path."""
     return Path(config.run_folder).absolute()
+
+
+def cache_folder(config: ServeConfig) -> Path:
+    """Return the folder of the cache, which outlives the server."""
+    return Path(config.endpoint.cache.folder or run_folder(config.server) / "cache").absolute()
 
 
 def start(config: ServeConfig) -> Server:
@@ -109,13 +154,18 @@ def start(config: ServeConfig) -> Server:
     _require_not_running(folder)
     _require_free_ports(config.server)
     _prepare(folder, config)
-    server = Server(config, _launch(folder, config))
-    family = Family.of(server.pid)
+    process = _launch(folder, config)
+    family: Family | None = None
     try:
+        family = Family.of(process.pid)
         family.write(folder / STATE)
+        server = Server(config, process)
         server.wait_until_ready()
     except BaseException:
-        family.end()
+        if family is None:
+            process.kill()  # it has had no time to start anybody
+        else:
+            family.end()
         for name in (STATE, KEY_FILE):
             (folder / name).unlink(missing_ok=True)
         raise
@@ -138,7 +188,7 @@ def stop(config: ServeConfig) -> dict[str, Any]:
     if family is None:
         return {"was_running": False}
     begun, was_running = time.monotonic(), family.is_led()
-    is_drained = was_running and wait_until_idle(Client.of(config, retries=0), folder / _BUSY, config.server.drain_s)
+    is_drained = was_running and wait_until_idle(_manager(config), folder / _BUSY, config.server.drain_s)
     # First, so that a `start` in the foreground sees that this end was wanted.
     (folder / STATE).unlink(missing_ok=True)
     left = family.end()
@@ -187,6 +237,23 @@ def _require_free_ports(server: ServerConfig) -> None:
 
 
 def _prepare(folder: Path, config: ServeConfig) -> None:
+    """Make the run folder.
+
+    Raises:
+        ConfigError: It cannot be made, or belongs to another user.
+    """
+    try:
+        _lay_out(folder, config)
+        forget_entries_of_another_boot(cache_folder(config))
+    except OSError as error:
+        raise ConfigError(
+            f"run folder '{folder}' cannot be prepared ({error.strerror or type(error).__name__}: "
+            f"'{error.filename}'); it, and the cache in it, belong to the user who starts the server and have room; "
+            "set server.run_folder to a folder of your own, such as a new one inside."
+        ) from None
+
+
+def _lay_out(folder: Path, config: ServeConfig) -> None:
     """Write TorchServe's own files into a folder that no other user may enter."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     folder.chmod(0o700)
@@ -234,7 +301,6 @@ def _launch(folder: Path, config: ServeConfig) -> "subprocess.Popen[bytes]":
 def _environment(folder: Path, config: ServeConfig) -> Mapping[str, str]:
     inherited = {key: value for key, value in os.environ.items() if not key.startswith(("PYTHON", "TS_"))}
     temporary = str(folder / "tmp")
-    cache = config.endpoint.cache.folder or str(folder / "cache")
     return {
         **inherited,
         "TEMP": temporary,
@@ -247,6 +313,6 @@ def _environment(folder: Path, config: ServeConfig) -> Mapping[str, str]:
         "OMP_NUM_THREADS": str(config.server.threads),
         "MKL_NUM_THREADS": str(config.server.threads),
         "OMP_WAIT_POLICY": "PASSIVE",  # threads that wait leave the cores to the server and to other workers
-        CACHE_VARIABLE: cache,
+        CACHE_VARIABLE: str(cache_folder(config)),
         BUSY_VARIABLE: str(folder / _BUSY),
     }

@@ -1,15 +1,29 @@
 """The files that TorchServe reads: settings, logging, metrics."""
 
+import json
+import zipfile
+from dataclasses import replace
 from pathlib import Path
 
+from mapstack.config_files import merge
+from mapstack.endpoint import EndpointConfig
+from mapstack.endpoint.packed import SETTINGS
+from mapstack.errors import ConfigError
 from serve.config import ServeConfig
 
 PROPERTIES, LOGGING, METRICS = "config.properties", "log4j2.xml", "metrics.yaml"
 
 
 def properties(config: ServeConfig, folder: Path) -> str:
-    """Return config.properties: loopback, tokens on, registration off, no URL allowed, limits set."""
-    server = config.server
+    """Return config.properties: loopback, tokens on, registration off, no URL allowed, limits set.
+
+    The limits are those that were packed, whatever the configuration says by now: the endpoint keeps to them, and an
+    answer that TorchServe finds too large kills the worker.
+
+    Raises:
+        ConfigError: The archive cannot be read.
+    """
+    server, packed = config.server, replace(config, endpoint=packed_endpoint(config.archive))
     lines = {
         "inference_address": server.url("inference_port"),
         "management_address": server.url("management_port"),
@@ -26,8 +40,8 @@ def properties(config: ServeConfig, folder: Path) -> str:
         "use_env_allowed_urls": "false",
         "enable_envvars_config": "false",
         "install_py_dep_per_model": "false",
-        "max_request_size": config.max_request_bytes,
-        "max_response_size": config.max_answer_bytes,
+        "max_request_size": packed.max_request_bytes,
+        "max_response_size": packed.max_answer_bytes,
         "job_queue_size": server.queue,
         "default_response_timeout": server.response_timeout_s,
         "default_startup_timeout": server.startup_timeout_s,
@@ -41,6 +55,22 @@ def properties(config: ServeConfig, folder: Path) -> str:
         "decode_input_request": "false",
     }
     return "".join(f"{key}={value}\n" for key, value in lines.items())
+
+
+def packed_endpoint(archive: Path) -> EndpointConfig:
+    """Read the configuration of the endpoint that an archive holds.
+
+    Raises:
+        ConfigError: There is none, or it cannot be read.
+    """
+    try:
+        with zipfile.ZipFile(archive) as opened:
+            block = json.loads(opened.read(SETTINGS))["endpoint"]
+    except (OSError, zipfile.BadZipFile, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(
+            f"archive '{archive}' cannot be read ({type(error).__name__}); it holds '{SETTINGS}'; pack again."
+        ) from None
+    return merge(EndpointConfig, [block], prefix="endpoint.")
 
 
 def logging_xml(log: Path) -> str:

@@ -256,3 +256,48 @@ def test_the_size_of_what_decoding_refuses_is_refused():
             read_size(data, 50_000_000)
     with pytest.raises(ImageError, match="at most 407 pixels"):
         read_size(encode(random_image("L", 24, 17), "JPEG"), 407)
+
+
+# --- scans of a JPEG ---
+
+
+def of_many_scans(n_scans, padding=b""):
+    """A progressive JPEG whose last scan is repeated: Pillow decodes it, one pass over the picture a scan."""
+    data = encode(random_image("L", 64, 64), "JPEG", progressive=True)
+    starts = [at for at in range(len(data) - 1) if data[at : at + 2] == b"\xff\xda"]
+    last = padding + data[starts[-1] : -2]
+    return data[: starts[-1]] + last * (n_scans - len(starts) + 1) + data[-2:]
+
+
+@pytest.mark.parametrize("n_scans", [20, 100])
+def test_a_jpeg_of_some_scans_is_read(n_scans):
+    data = of_many_scans(n_scans)
+    assert data.count(b"\xff\xda") == n_scans
+    assert decode(data).size == read_size(data, max_pixels=10_000) == (64, 64)
+
+
+@pytest.mark.parametrize("padding", [b"", b"\xff\xff", b"\xff\xfe\x00\x04\xff\xd9"], ids=["bare", "filled", "hidden"])
+@pytest.mark.parametrize("n_scans", [101, 3000])
+def test_a_jpeg_of_countless_scans_is_refused_at_once(n_scans, padding):
+    """Each scan costs a pass over all pixels. The last padding is a comment that looks like the end."""
+    data = of_many_scans(n_scans, padding)
+    begun = time.monotonic()
+    for door in (decode, lambda data: read_size(data, max_pixels=10_000)):
+        with pytest.raises(ImageError, match="more than 100 scans"):
+            door(data)
+    assert time.monotonic() - begun < 1
+
+
+def test_what_looks_like_a_scan_inside_another_segment_is_none():
+    data = encode(random_image("L", 64, 64), "JPEG")
+    comment = b"\xff\xfe" + struct.pack(">H", 2 + 2 * 500) + b"\xff\xda" * 500
+    assert decode(data[:2] + comment + data[2:]).size == (64, 64)
+
+
+@pytest.mark.parametrize("filling", [b"\xff", b"\xff\xfe\x00\x02"], ids=["fill bytes", "empty comments"])
+def test_filling_between_scans_is_walked_quickly(filling):
+    data = of_many_scans(101, filling * 200_000)[:16_000_000]
+    begun = time.monotonic()
+    with pytest.raises(ImageError):
+        decode(data)
+    assert time.monotonic() - begun < 5

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from mapstack.endpoint.accept import JSON_TYPE, NPY_TYPE, PNG_TYPE
 from mapstack.endpoint.maps import Mapped
 from mapstack.endpoint.refusals import Refusal
 from mapstack.endpoint.requests import Request
@@ -16,9 +17,10 @@ from mapstack.endpoint.subjects import Subject
 from mapstack.explainer import Explanation
 from mapstack.overlay import overlay_png, scale_of
 
-JSON_TYPE, PNG_TYPE, NPY_TYPE = "application/json", "image/png", "application/x-npy"
 _NPY_HEADER_BYTES = 128
 _BYTES_A_MAP = 2000  # of its summary, without the text
+_MAX_BARE = {PNG_TYPE: 1, NPY_TYPE: 8}  # maps; their summaries stand in a header, and proxies take 4 kB of headers
+_PIXELS_A_BYTE = 4  # of an overlay: its file is larger than that says unless the picture is flat
 
 
 @dataclass(frozen=True)
@@ -67,18 +69,41 @@ def answer_logits(request: Request, subject: Subject, logits: torch.Tensor, note
 
 
 def check_size(request: Request, subject: Subject, map_size: int, max_bytes: int) -> None:
-    """Refuse, before anything is computed, arrays that no answer may hold.
+    """Refuse, before anything is computed, what no answer may hold.
 
     Raises:
-        Refusal: The answer would be too large.
+        Refusal: The answer would be too large, or a bare one hold too many maps.
     """
-    if not request.wants_maps or "npy" not in request.outputs:
+    if not request.wants_maps:
         return
-    height, width = (map_size, map_size) if request.frame == "model" else subject.geometry.original
-    n_bytes = 4 * len(request.groups) * height * width + _NPY_HEADER_BYTES
-    if NPY_TYPE not in request.accept:
-        n_bytes = n_bytes * 4 // 3 + _BYTES_A_MAP * len(request.groups)
-    _require_size(n_bytes, max_bytes)
+    n_texts = len(request.groups)
+    if n_texts > _MAX_BARE.get(request.content_type, n_texts):
+        raise Refusal(
+            "not_acceptable",
+            f"the request has {n_texts} texts, and a bare {request.content_type} shows at most "
+            f"{_MAX_BARE[request.content_type]}; ask for fewer texts, or accept application/json.",
+        )
+    if "npy" in request.outputs and request.content_type != PNG_TYPE:
+        height, width = (map_size, map_size) if request.frame == "model" else subject.geometry.original
+        n_bytes = 4 * n_texts * height * width + _NPY_HEADER_BYTES
+        if request.content_type == JSON_TYPE:
+            n_bytes = n_bytes * 4 // 3 + _BYTES_A_MAP * n_texts
+        _require_size(n_bytes, max_bytes)
+    if "png" in request.outputs and request.content_type != NPY_TYPE:
+        _require_drawable(n_texts, subject, max_bytes)
+
+
+def _require_drawable(n_texts: int, subject: Subject, max_bytes: int) -> None:
+    """Refuse overlays that would take minutes to draw: how large their files are is known only then."""
+    height, width = subject.geometry.original
+    n_pixels = n_texts * height * width
+    if n_pixels > _PIXELS_A_BYTE * max_bytes:
+        raise Refusal(
+            "answer_too_large",
+            f"{n_texts} overlays of {height} x {width} pixels have {n_pixels}; at most {_PIXELS_A_BYTE * max_bytes} "
+            "are drawn for an answer; ask for fewer texts, or for output=npy with frame=model.",
+            field="output",
+        )
 
 
 def answer_maps(request: Request, subject: Subject, mapped: Mapped, max_bytes: int, seconds: float) -> Answer:
@@ -92,12 +117,12 @@ def answer_maps(request: Request, subject: Subject, mapped: Mapped, max_bytes: i
         raise Refusal(
             "not_finite", "the maps hold NaN or infinity, which is never sent; try another picture or method."
         )
-    if "png" in request.outputs and PNG_TYPE in request.accept:
+    if request.content_type == PNG_TYPE:
         return _answer_overlay(request, subject, mapped, max_bytes, seconds)
-    if "npy" in request.outputs and NPY_TYPE in request.accept:
+    if request.content_type == NPY_TYPE:
         body = _npy(_framed(explanation, request.frame))
         return _raw(request, mapped, NPY_TYPE, body, max_bytes, seconds)
-    rows = [_describe_map(explanation, index) for index in range(len(explanation.names))]
+    rows = _describe_maps(mapped)
     answer = {
         "image": _describe_image(subject),
         "note": explanation.note,
@@ -120,12 +145,6 @@ def answer_maps(request: Request, subject: Subject, mapped: Mapped, max_bytes: i
 
 
 def _answer_overlay(request: Request, subject: Subject, mapped: Mapped, max_bytes: int, seconds: float) -> Answer:
-    if len(mapped.explanation.names) > 1:
-        raise Refusal(
-            "not_acceptable",
-            f"the request has {len(mapped.explanation.names)} texts, and one image/png shows one; ask for one text, or "
-            "accept application/json.",
-        )
     png, limit = _overlay(subject, mapped.explanation, 0)
     answer = _raw(request, mapped, PNG_TYPE, png, max_bytes, seconds)
     answer.headers["x-mapstack-colour-limit"] = repr(limit)
@@ -136,8 +155,8 @@ def _raw(request: Request, mapped: Mapped, kind: str, body: bytes, max_bytes: in
     """Return a body that is no JSON; what JSON would say stands in a header, without the texts."""
     _require_size(len(body), max_bytes)
     explanation = mapped.explanation
-    rows = [_describe_map(explanation, index) for index in range(len(explanation.names))]
-    summary = dumps({**_describe(request, mapped, seconds), "maps": [{**row, "name": None} for row in rows][:1]})
+    rows = [{**row, "name": None} for row in _describe_maps(mapped)]
+    summary = dumps({**_describe(request, mapped, seconds), "maps": rows})
     headers = {"x-mapstack-summary": summary.decode("ascii"), "x-mapstack-note": ascii(explanation.note)[1:-1]}
     return Answer(200, kind, body, headers, method=request.method_name, route=explanation.route, seconds=seconds)
 
@@ -167,6 +186,8 @@ def _describe(request: Request, mapped: Mapped, seconds: float) -> dict[str, Any
         "completeness": explanation.completeness,
         "n_steps": explanation.n_steps or None,
         "is_converged": explanation.is_converged,
+        "costs": dict(explanation.costs) or None,
+        "map_error": mapped.losses.get("map_error"),
         "unit": "logit per unit of brightness" if _is_slope(explanation) else "logit per pixel",
         "cached": mapped.is_cached,
         "seconds": round(seconds, 4),
@@ -177,7 +198,12 @@ def _is_slope(explanation: Explanation) -> bool:
     return explanation.method in ("gradient", "saliency")
 
 
-def _describe_map(explanation: Explanation, index: int) -> dict[str, Any]:
+def _describe_maps(mapped: Mapped) -> list[dict[str, Any]]:
+    return [_describe_map(mapped, index) for index in range(len(mapped.explanation.names))]
+
+
+def _describe_map(mapped: Mapped, index: int) -> dict[str, Any]:
+    explanation = mapped.explanation
     attribution = explanation.maps[index]
     residual = None if explanation.residual is None else float(explanation.residual[index])
     return {
@@ -188,6 +214,10 @@ def _describe_map(explanation: Explanation, index: int) -> dict[str, Any]:
         "residual": residual,
         # Captum's word for the residual of a method that promises none.
         "convergence_delta": None if explanation.completeness == "no" else residual,
+        **{
+            name: mapped.losses[name][index] if name in mapped.losses else None
+            for name in ("share_outside_span", "missing_share")
+        },
         "peak": _peak(explanation, index),
     }
 

@@ -7,7 +7,7 @@ from typing import Any, cast
 from mapstack.baselines import BASELINES
 from mapstack.endpoint.refusals import Refusal, unknown_choice
 from mapstack.endpoint.settings import EndpointConfig
-from mapstack.methods import GradientShap, IntegratedGradients, Method, Occlusion
+from mapstack.methods import CaptumMethod, GradientShap, IntegratedGradients, Method, Occlusion
 
 _MAX_POINTS = 1000
 
@@ -117,4 +117,6 @@ def require_affordable(method: Method, n_rows: int, *, image_size: int, max_pass
 def _n_points(method: Method) -> int:
     if isinstance(method, IntegratedGradients):
         return method.n_steps if isinstance(method.n_steps, int) else method.max_steps
+    if isinstance(method, CaptumMethod):
+        return method.n_points
     return method.n_samples if isinstance(method, GradientShap) else 1

@@ -10,7 +10,7 @@ import torch
 
 from mapstack.endpoint.answers import Answer, answer_logits, answer_maps, check_size, refuse
 from mapstack.endpoint.instances import join, split
-from mapstack.endpoint.maps import MapMaker, Mapped, MapSettings
+from mapstack.endpoint.maps import MapMaker, Mapped, MapSettings, Order
 from mapstack.endpoint.refusals import Refusal, refusal_of
 from mapstack.endpoint.requests import Raw, Request, parse
 from mapstack.endpoint.settings import EndpointConfig
@@ -18,6 +18,9 @@ from mapstack.endpoint.stack_cache import CacheCounts, StackCache
 from mapstack.endpoint.subjects import StoredSamples, Subject, embed, find_subject
 from mapstack.endpoint.texts import RememberingText
 from mapstack.endpoint.threads import one_thread
+from mapstack.errors import ConfigError, ImageError
+from mapstack.images import read
+from mapstack.methods import GradientShap
 from mapstack.models import EmbeddingModel
 from mapstack.prompts import PromptSet
 from mapstack.readouts import TextReadout
@@ -29,7 +32,7 @@ _JOINT_BYTES = 64  # what an answer to several requests holds beside theirs, for
 
 @dataclass(frozen=True)
 class CacheReport:
-    """What the cache did in a batch, and how large it was when this process last added to it [bytes]."""
+    """What the cache did in a batch, and how large it was when any worker last added to it [bytes]."""
 
     hits: int
     misses: int
@@ -38,9 +41,13 @@ class CacheReport:
 
 @dataclass(eq=False)
 class _Job:
-    """One request on its way: it has an answer as soon as something is wrong with it."""
+    """One request on its way: it has an answer as soon as something is wrong with it.
+
+    Of a call's limits each of its requests has its share.
+    """
 
     max_answer_bytes: int
+    max_passes: int
     request: Request | None = None
     subject: Subject | None = None
     answer: Answer | None = None
@@ -68,7 +75,8 @@ class Endpoint:
         cache_folder: In place of the configured one.
 
     Raises:
-        ConfigError: The cache's folder or the stack store does not fit.
+        ConfigError: The cache's folder, the stack store or the size of the maps does not fit, or a reference picture
+            of a method cannot be read.
         StoreError: The stack store is damaged.
     """
 
@@ -79,6 +87,8 @@ class Endpoint:
         prompt_set: PromptSet | None = None,
         cache_folder: Path | None = None,
     ) -> None:
+        _require_map_size(config.map_size, model.preprocessing.image_size)
+        _require_references(config)
         model.text = RememberingText(model.text)
         self._model = model
         self._config = config
@@ -86,7 +96,7 @@ class Endpoint:
         folder = cache_folder or (Path(config.cache.folder) if config.cache.folder else None)
         self._cache = StackCache(folder, config.cache.max_bytes, config.cache.max_open)
         self._stored = None if config.store is None else StoredSamples(Path(config.store), model.fingerprint)
-        settings = MapSettings(config.map_size, config.seed, config.limits.max_passes, config.span_tolerance)
+        settings = MapSettings(config.map_size, config.seed, config.span_tolerance)
         self._maps = MapMaker(model, self._cache, self._stored, settings)
 
     def answer(self, raws: Sequence[Raw]) -> list[Answer]:
@@ -103,33 +113,35 @@ class Endpoint:
         """Return what the cache did since the last report."""
         counts, self._cache.counts = self._cache.counts, CacheCounts()
         folder = self._cache.folder
-        return CacheReport(counts.hits, counts.misses, 0 if folder is None else folder.last_known_bytes)
+        return CacheReport(counts.hits, counts.misses, 0 if folder is None else folder.n_bytes())
 
     @property
     def _map_size(self) -> int:
         return self._config.map_size or self._model.preprocessing.image_size
 
     def _begin_call(self, raw: Raw) -> "_Call":
-        """Take a call apart into its requests, each of which may fill its share of the answer."""
+        """Take a call apart into its requests, each of which may fill and cost its share of the answer."""
         limits = self._config.limits
+        whole = _Job(limits.max_answer_bytes, limits.max_passes)
         try:
             instances = split(raw, limits.max_instances)
         except Refusal as refusal:
-            return _Call([_Job(limits.max_answer_bytes, answer=refuse(refusal))], None)
+            return _Call([replace(whole, answer=refuse(refusal))], None)
         if instances is None:
-            return _Call([self._begin(raw, limits.max_answer_bytes)], None)
-        share = limits.max_answer_bytes // len(instances) - _JOINT_BYTES
-        return _Call([self._begin(each, share) for each in instances], raw.wants_maps)
+            return _Call([self._begin(raw, whole)], None)
+        n_bytes = limits.max_answer_bytes // len(instances) - _JOINT_BYTES
+        n_passes = max(1, limits.max_passes // len(instances))
+        return _Call([self._begin(each, _Job(n_bytes, n_passes)) for each in instances], raw.wants_maps)
 
-    def _begin(self, raw: Raw, max_answer_bytes: int) -> _Job:
+    def _begin(self, raw: Raw, job: _Job) -> _Job:
         """Check a request and find its picture."""
-        limits, job = self._config.limits, _Job(max_answer_bytes)
+        limits = self._config.limits
         try:
             job.request = parse(raw, self._config, self._prompt_set)
             job.subject = find_subject(
                 job.request, self._model, self._cache, self._stored, max_pixels=limits.max_pixels
             )
-            check_size(job.request, job.subject, self._map_size, max_answer_bytes)
+            check_size(job.request, job.subject, self._map_size, job.max_answer_bytes)
         except Exception as error:
             job.answer = refuse(refusal_of(error))
         return job
@@ -158,24 +170,40 @@ class Endpoint:
             return refuse(refusal_of(error))
 
     def _explain(self, jobs: Sequence[_Job], start: float) -> None:
-        numbered = [(i, _known(job.request), _known(job.subject)) for i, job in enumerate(jobs)]
-        outcomes = self._maps.make(numbered)
-        for index, request, subject in numbered:
-            job = jobs[index]
-            job.answer = self._finish(request, subject, outcomes[index], job.max_answer_bytes, start)
+        orders = [Order(i, _known(job.request), _known(job.subject), job.max_passes) for i, job in enumerate(jobs)]
+        outcomes = self._maps.make(orders)
+        for order, job in zip(orders, jobs, strict=True):
+            job.answer = self._finish(order, outcomes[order.index], job.max_answer_bytes, start)
 
     @staticmethod
-    def _finish(
-        request: Request, subject: Subject, outcome: Mapped | Exception, max_bytes: int, start: float
-    ) -> Answer:
+    def _finish(order: Order, outcome: Mapped | Exception, max_bytes: int, start: float) -> Answer:
         try:
             if isinstance(outcome, Exception):
                 raise outcome
             seconds = time.perf_counter() - start
             with one_thread():
-                return answer_maps(request, subject, outcome, max_bytes, seconds)
+                return answer_maps(order.request, order.subject, outcome, max_bytes, seconds)
         except Exception as error:
             return refuse(refusal_of(error))
+
+
+def _require_map_size(map_size: int | None, image_size: int) -> None:
+    """Refuse, before the first request does, a size of maps that the model's frame cannot be reduced to."""
+    if map_size is not None and image_size % map_size:
+        raise ConfigError(
+            f"endpoint.map_size is {map_size}; it must divide the model's frame of {image_size} px; choose a divisor, "
+            "or null for the frame itself."
+        )
+
+
+def _require_references(config: EndpointConfig) -> None:
+    """Read the pictures that methods draw from, before the first request does."""
+    for name, method in config.methods.items():
+        for path in method.reference_pictures if isinstance(method, GradientShap) else ():
+            try:
+                read(path)
+            except ImageError as error:
+                raise ConfigError(f"a reference picture of endpoint.methods.{name} cannot be used: {error}") from None
 
 
 def _known(value: T | None) -> T:

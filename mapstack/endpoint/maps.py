@@ -1,8 +1,10 @@
 """From requests to maps: what a stack in the cache answers is projected, the rest is computed together."""
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 
@@ -21,8 +23,10 @@ from mapstack.methods import Completeness, IntegratedGradients
 from mapstack.models import EmbeddingModel
 from mapstack.prompts import TextGroup
 from mapstack.readouts import TextReadout
-from mapstack.routes import Route
+from mapstack.routes import Plan, Route
 from mapstack.stack import Stack
+from mapstack.store import Record
+from mapstack.stored_stack import describe_maps
 
 
 @dataclass(frozen=True)
@@ -32,10 +36,29 @@ class Mapped:
     Attributes:
         explanation: The maps.
         is_cached: Whether no model was run for them.
+        losses: Of a stored stack, what its basis loses: see `mapstack.stored_stack.describe_maps`.
     """
 
     explanation: Explanation
     is_cached: bool
+    losses: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class Order:
+    """One request for maps.
+
+    Attributes:
+        index: By which its maps are handed back.
+        request: What is asked.
+        subject: Of which picture.
+        max_passes: How many gradients or runs of the image model it may cost.
+    """
+
+    index: int
+    request: Request
+    subject: Subject
+    max_passes: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,6 +73,7 @@ class _Task:
     basis: Basis | None
     stack_key: str | None
     tag: str
+    costs: Mapping[str, int]
 
 
 Outcome = Mapped | Exception
@@ -62,7 +86,7 @@ class MapMaker:
         model: Frozen.
         cache: Of stacks.
         stored: The stack store that keys belong to; None for none.
-        settings: Form and cost of the maps.
+        settings: Form of the maps.
     """
 
     def __init__(
@@ -73,34 +97,30 @@ class MapMaker:
         self._stored = stored
         self._settings = settings
 
-    def make(self, jobs: Sequence[tuple[int, Request, Subject]]) -> dict[int, Outcome]:
-        """Make the maps of requests; what goes wrong with one is told for that one.
-
-        Args:
-            jobs: Number, request and picture.
-        """
+    def make(self, orders: Sequence[Order]) -> dict[int, Outcome]:
+        """Make the maps of requests; what goes wrong with one is told for that one."""
         outcomes: dict[int, Outcome] = {}
         tasks: list[_Task] = []
-        for index, request, subject in jobs:
+        for order in orders:
             try:
-                planned = self._plan(index, request, subject)
+                planned = self._plan(order)
             except Exception as error:  # told to the request that caused it, never to its batch-mates
-                outcomes[index] = error
+                outcomes[order.index] = error
                 continue
             if isinstance(planned, Mapped):
-                outcomes[index] = planned
+                outcomes[order.index] = planned
             else:
                 tasks.append(planned)
         for together in _grouped(tasks):
             outcomes |= self._run(together)
         return outcomes
 
-    def _plan(self, index: int, request: Request, subject: Subject) -> Mapped | _Task:
+    def _plan(self, order: Order) -> Mapped | _Task:
         """Answer from the store or the cache, or say what must be computed."""
-        settings = self._settings
+        settings, request, subject = self._settings, order.request, order.subject
         explainer = Explainer(self._model, request.method, request.normalize, settings.map_size, settings.seed)
         if subject.record is not None:
-            return self._from_store(request, subject, explainer)
+            return self._from_store(request, subject.record, subject.geometry, explainer)
         if subject.prepared is None or subject.sha256 is None:
             raise RuntimeError("a request without a picture was let pass.")
         readout = explainer.readout(request.groups)
@@ -108,42 +128,48 @@ class MapMaker:
         with one_thread():
             # A maximum is attributed by the route "direct" itself; a stack takes the winner at the picture.
             may_take_any_stack = request.route == "auto" and (
-                readout.is_linear or _choose_route(explainer, readout, "auto") != "direct"
+                readout.is_linear or _plan_route(explainer, readout, "auto").route != "direct"
             )
             stack = self._cache.find(explainer, subject.sha256, readout.span, tag) if may_take_any_stack else None
             if stack is not None:
                 self._cache.counts.hits += 1
                 return Mapped(_project(stack, request.groups, explainer, subject.geometry), is_cached=True)
-            chosen = _choose_route(explainer, readout, request.route)
+            plan = _plan_route(explainer, readout, request.route)
+        chosen: str = plan.route
         if may_take_any_stack and chosen == "direct":
             chosen = "prompts"  # no more rows, the same maps up to rounding, and a stack that can be kept
         basis = Basis.of(readout.span) if chosen == "prompts" else None
         n_rows = {"direct": readout.n_rows, "axes": self._model.embed_dim}.get(chosen, len(basis or ()))
         image_size = self._model.preprocessing.image_size
-        require_affordable(request.method, n_rows, image_size=image_size, max_passes=settings.max_passes)
+        require_affordable(request.method, n_rows, image_size=image_size, max_passes=order.max_passes)
         key = None if chosen == "direct" else stack_name(explainer, subject.sha256, basis, tag)
-        return _Task(index, subject, subject.prepared, explainer, readout, basis, key, tag)
+        return _Task(order.index, subject, subject.prepared, explainer, readout, basis, key, tag, plan.costs)
 
-    def _from_store(self, request: Request, subject: Subject, explainer: Explainer) -> Mapped:
-        if self._stored is None or subject.record is None:
+    def _from_store(self, request: Request, record: Record, geometry: Geometry, explainer: Explainer) -> Mapped:
+        if self._stored is None:
             raise RuntimeError("a key without a store was let pass.")
-        stack = self._stored.stack(subject.record, normalize=request.normalize, map_size=self._settings.map_size)
+        manifest = self._stored.manifest
+        _require_stored(request, manifest["identity"]["method"], record.info["route"])
+        stack = self._stored.stack(record, normalize=request.normalize, map_size=self._settings.map_size)
         readout = _readout_beside(stack, request.groups, explainer)
         if self._stored.basis is not None:
             self._stored.basis.require(readout.span, self._settings.span_tolerance)
-        manifest, info = self._stored.manifest, subject.record.info
+        told = describe_maps(record, manifest, stack, readout)
         explanation = _explain_stack(
             stack,
             readout,
-            geometry=subject.geometry,
-            method=manifest["identity"]["method"]["name"],
-            completeness=manifest["completeness"],
-            is_linear=manifest["is_linear"],
-            route=info["route"],
+            geometry=geometry,
+            method=told["method"],
+            completeness=told["completeness"],
+            is_linear=told["linear"],
+            route=told["route"],
             note=self._model.note,
         )
-        kept = {name: info[name] for name in ("n_steps", "is_converged") if name in info}
-        return Mapped(replace(explanation, **kept), is_cached=True)
+        kept = {name: told[name] for name in ("n_steps", "is_converged") if name in told}
+        losses: dict[str, Any] = {
+            name: told[name] for name in ("map_error", "share_outside_span", "missing_share") if name in told
+        }
+        return Mapped(replace(explanation, **kept), is_cached=True, losses=losses)
 
     def _run(self, tasks: list[_Task]) -> dict[int, Outcome]:
         """Compute tasks together; where that fails, each alone, so that the fault stays with its own request."""
@@ -177,13 +203,12 @@ class MapMaker:
         stacks = {key: stack for key, stack in found.items() if stack is not None} | dict(
             zip(missing, made, strict=True)
         )
-        return {
-            task.index: Mapped(
-                _project(stacks[task.stack_key or ""], task.readout.groups, task.explainer, task.subject.geometry),
-                is_cached=task.stack_key not in missing,
-            )
-            for task in tasks
-        }
+        outcomes: dict[int, Outcome] = {}
+        for task in tasks:
+            stack, is_cached = stacks[task.stack_key or ""], task.stack_key not in missing
+            explanation = _project(stack, task.readout.groups, task.explainer, task.subject.geometry)
+            outcomes[task.index] = Mapped(replace(explanation, costs={} if is_cached else task.costs), is_cached)
+        return outcomes
 
     def _compute(self, tasks: list[_Task]) -> list[AnyStack]:
         first = tasks[0]
@@ -194,11 +219,10 @@ class MapMaker:
 
 @dataclass(frozen=True)
 class MapSettings:
-    """Form and cost of the maps; see `EndpointConfig` and `LimitsConfig`."""
+    """Form of the maps; see `EndpointConfig`."""
 
     map_size: int | None
     seed: int
-    max_passes: int
     span_tolerance: float
 
 
@@ -298,8 +322,31 @@ def _explain_stack(
     )
 
 
-def _choose_route(explainer: Explainer, readout: TextReadout, route: Route) -> str:
+def _require_stored(request: Request, method: Mapping[str, Any], route: str) -> None:
+    """Refuse a method or route that a stored sample was not made by: its maps would be taken for that one's.
+
+    Raises:
+        Refusal: The request sets another.
+    """
+    # As JSON, since the store's is: there a tuple is a list.
+    if "method" in request.given and json.loads(json.dumps(request.method.describe())) != method:
+        raise Refusal(
+            "bad_request",
+            f"method is not that of the stored samples, {json.dumps(method)}; a key is answered by the method that its "
+            "stack was made with; leave method out, or send the image instead of the key.",
+            field="method",
+        )
+    if request.route not in ("auto", route):
+        raise Refusal(
+            "bad_route",
+            f"the stored sample was made by the route '{route}', and a key is answered by no other; leave route out, "
+            "or send the image instead of the key.",
+            field="route",
+        )
+
+
+def _plan_route(explainer: Explainer, readout: TextReadout, route: Route) -> Plan:
     try:
-        return explainer.plan(readout, route).route
+        return explainer.plan(readout, route)
     except InputError as error:
         raise Refusal("bad_route", str(error), field="route") from None

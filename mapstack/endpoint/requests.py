@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
+from mapstack.endpoint.accept import choose_output
 from mapstack.endpoint.choice import choose_method
 from mapstack.endpoint.refusals import Refusal, unknown_choice
 from mapstack.endpoint.settings import EndpointConfig
@@ -68,9 +69,10 @@ class Request:
         route: As in `mapstack.Explainer.explain`.
         normalize: As in `mapstack.Explainer`.
         outputs: Of `OUTPUTS`.
+        content_type: Media type of the answer.
         frame: Frame of the arrays of output npy.
-        accept: The media types of the Accept header, in lower case.
         wants_maps: Whether maps are asked for.
+        given: The fields that the request itself sets.
     """
 
     image: bytes | None
@@ -82,9 +84,10 @@ class Request:
     route: Route
     normalize: bool
     outputs: tuple[str, ...]
+    content_type: str
     frame: Literal["model", "original"]
-    accept: tuple[str, ...]
     wants_maps: bool
+    given: frozenset[str]
 
 
 def parse(raw: Raw, config: EndpointConfig, prompt_set: PromptSet | None) -> Request:
@@ -105,6 +108,7 @@ def parse(raw: Raw, config: EndpointConfig, prompt_set: PromptSet | None) -> Req
     if image is not None:
         _check_size(len(image), config.limits.max_image_bytes)
     method_name, method = choose_method(_given(fields, "method", config.method), config)
+    outputs, content_type = choose_output(raw.accept if raw.wants_maps else "*/*", _outputs(fields))
     request = Request(
         image=image,
         image_sha256=_sha256(fields),
@@ -114,10 +118,11 @@ def parse(raw: Raw, config: EndpointConfig, prompt_set: PromptSet | None) -> Req
         method=method,
         route=cast(Route, _choice(fields, "route", ROUTES)),
         normalize=_flag(fields, "normalize", config.normalize),
-        outputs=_outputs(fields),
+        outputs=outputs,
+        content_type=content_type,
         frame=cast(Literal["model", "original"], _choice(fields, "frame", FRAMES)),
-        accept=tuple(each.split(";")[0].strip().lower() for each in raw.accept.split(",")),
         wants_maps=raw.wants_maps,
+        given=frozenset(name for name, value in fields.items() if value is not None),
     )
     _check_picture(request)
     return request
@@ -241,8 +246,11 @@ def _choice(fields: Mapping[str, Any], name: str, choices: Sequence[str]) -> str
     return value
 
 
-def _outputs(fields: Mapping[str, Any]) -> tuple[str, ...]:
-    value = _given(fields, "output", "json")
+def _outputs(fields: Mapping[str, Any]) -> tuple[str, ...] | None:
+    """Return the outputs that the request asks for; None where it leaves that to the Accept header."""
+    value = fields.get("output")
+    if value is None:
+        return None
     wanted = value if isinstance(value, list) else [value]
     if (
         not wanted

@@ -19,7 +19,8 @@ class LimitsConfig:
         max_image_bytes: Of the picture's file.
         max_pixels: Of the picture, height times width.
         max_answer_bytes: Of an answer's body.
-        max_passes: Gradients or runs of the image model that one request may cost; a GPU takes ten times as many.
+        max_passes: Gradients or runs of the image model that one call may cost, all its instances together; a GPU takes
+            ten times as many.
         max_instances: Requests that one call in KServe's form may hold.
     """
 
@@ -28,7 +29,7 @@ class LimitsConfig:
     max_image_bytes: int = 16 * 1024**2
     max_pixels: int = 50_000_000
     max_answer_bytes: int = 32 * 1024**2
-    max_passes: int = 4096
+    max_passes: int = 5000  # the 14 classes of MIMIC-CXR, at the 320 points that `n_steps: auto` may take, are 4,480
     max_instances: int = 4
 
     def __post_init__(self) -> None:
@@ -63,20 +64,23 @@ class CacheConfig:
 
 @dataclass
 class EndpointConfig:
-    """What the endpoint serves. After loading, the values of `methods` are `Method`s.
+    """What the endpoint serves.
+
+    After loading, the values of `methods` are `Method`s.
 
     Attributes:
-        methods: The methods that requests may name, each with its parameters; the keys are the names.
+        methods: The methods that requests may name, each with its parameters; the keys are the names. What is
+            configured adds to these, or changes their parameters.
         method: The one that a request without `method` gets.
-        normalize: What a request without `normalize` gets; see `mapstack.Explainer`.
+        normalize: What a request without `normalize` gets: true explains the logit, false the raw embedding.
         map_size: Side of the maps [px]; None for the model's frame.
         use: How the class set is asked: by its "prompts" or its "labels".
         ensemble: How the prompts of a class are joined: "mean", "max" or "none".
         store: Folder of a stack store on the server, whose samples can be asked for by key; None for none.
         span_tolerance: Largest share of a text that may lie outside the span of that store's basis.
         seed: Of every random draw, as in the offline job.
-        limits: See there.
-        cache: See there.
+        limits: Where a request is refused.
+        cache: Where stacks are kept for the next text about the same picture.
     """
 
     methods: dict[str, Any] = field(

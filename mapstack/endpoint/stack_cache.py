@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,10 @@ from torch import Tensor
 
 from mapstack.basis import Basis
 from mapstack.endpoint.cache_files import CacheFolder
+from mapstack.errors import MapstackError
 from mapstack.explainer import Explainer
 from mapstack.geometry import Geometry
-from mapstack.images import Picture, Prepared
+from mapstack.images import Picture, Prepared, Preprocessing
 from mapstack.methods import Occlusion, Sweep, Windows
 from mapstack.stack import OcclusionStack, Stack
 
@@ -27,6 +28,9 @@ AnyStack = Stack | OcclusionStack
 
 _SPAN_TOLERANCE = 1e-5
 """Share of a direction that may lie outside the rows: what rounding leaves of a text that the rows were made of."""
+
+_PICTURES_SHARE = 0.25
+"""Of the cache, for pictures: they come with every request, and a stack takes longer to make again."""
 
 
 @dataclass
@@ -65,58 +69,77 @@ class StackCache:
         if axes is not None or self.folder is None:
             return axes
         for name in self.folder.names(f"{_subject(explainer, sha256, False, tag)}."):
-            stack = self.get(name, normalize=explainer.normalize)
-            if isinstance(stack, Stack) and stack.basis is not None and _covers(stack.basis.to(directions), directions):
-                return stack
+            # Only looked at: to count one that does not cover the texts as used would keep it in the place of others.
+            known = self._look(name)
+            basis = known[1].basis if known is not None and isinstance(known[1], Stack) else None
+            if known is not None and basis is not None and _covers(basis.to(directions), directions):
+                return self._use(name, known, explainer.normalize)
         return None
 
     def get(self, name: str, *, normalize: bool) -> AnyStack | None:
         """Return a stack by its name, mapped from the files."""
-        if self.folder is None or not self.folder.touch(name):
+        known = self._look(name)
+        if known is None:
             self._open.pop(name, None)
             return None
-        inode = self.folder.path(name).stat().st_ino
-        known = self._open.get(name)
-        if known is None or known[0] != inode:
-            stack = self._read(name)
-            if stack is None:
-                return None
-            known = self._open[name] = (inode, stack)
-        self._open.move_to_end(name)
-        self._close_surplus()
-        return known[1].explaining(normalize=normalize)
+        return self._use(name, known, normalize)
 
     def put(self, name: str, stack: AnyStack) -> None:
         """Keep the stack of one picture, if it fits and its numbers are finite."""
         arrays, about = _from_stack(stack)
         if self.folder is not None and all(np.isfinite(array).all() for array in arrays.values()):
             self.folder.put(name, arrays, about)
+        self._close_surplus()
 
     @contextmanager
     def computing(self, names: Iterable[str]) -> Iterator[None]:
-        """Keep other workers from computing the same stacks at the same time."""
-        if self.folder is None:
+        """Keep other workers from computing the same stacks at the same time, where locks can be had."""
+        with ExitStack() as held:
+            if self.folder is not None:
+                with suppress(OSError):
+                    held.enter_context(self.folder.locked(names))
             yield
-        else:
-            with self.folder.locked(names):
-                yield
 
-    def put_picture(self, picture: Picture, prepared: Prepared) -> None:
-        """Keep a picture, so that it can be named by its sha256 alone."""
-        name = _picture_name(picture.sha256)
+    def put_picture(self, picture: Picture, prepared: Prepared, preprocessing: Preprocessing) -> None:
+        """Keep a picture and what a model's preprocessing made of it, so that it can be named by its sha256 alone."""
+        name = _picture_name(picture.sha256, preprocessing)
         if self.folder is not None and not self.folder.touch(name):
             arrays = {"pixels": np.asarray(picture.image), "pixel_values": prepared.pixel_values.numpy()}
-            self.folder.put(name, arrays, {"geometry": prepared.geometry.to_dict()})
+            self.folder.put(name, arrays, {"geometry": prepared.geometry.to_dict()}, max_share=_PICTURES_SHARE)
 
-    def get_picture(self, sha256: str) -> tuple[Picture, Prepared] | None:
-        """Return a picture that was kept."""
-        content = None if self.folder is None else self.folder.read(_picture_name(sha256))
-        if content is None:
+    def get_picture(self, sha256: str, preprocessing: Preprocessing) -> tuple[Picture, Prepared] | None:
+        """Return a picture that was kept for models of this preprocessing."""
+        name = _picture_name(sha256, preprocessing)
+        content = None if self.folder is None else self.folder.read(name)
+        if content is None or self.folder is None:
             return None
-        arrays, about = content
-        pixel_values = torch.from_numpy(arrays["pixel_values"])
-        prepared = Prepared(pixel_values, Geometry.from_dict(about["geometry"]), sha256)
-        return Picture(Image.fromarray(arrays["pixels"]), sha256), prepared
+        try:
+            picture, prepared = _to_picture(*content, sha256, preprocessing)
+        except (KeyError, TypeError, ValueError, MapstackError):  # as in `_read`
+            self.folder.remove(name)
+            return None
+        self.folder.touch(name)
+        return picture, prepared
+
+    def _look(self, name: str) -> tuple[int, AnyStack] | None:
+        """Return a stack with its inode, without counting it as used."""
+        inode = None if self.folder is None else self.folder.inode(name)
+        if inode is None:
+            return None
+        known = self._open.get(name)
+        if known is not None and known[0] == inode:
+            return known
+        stack = self._read(name)
+        return None if stack is None else (inode, stack)
+
+    def _use(self, name: str, known: tuple[int, AnyStack], normalize: bool) -> AnyStack:
+        """Count a stack as used, and keep it open."""
+        if self.folder is not None:
+            self.folder.touch(name)
+        self._open[name] = known
+        self._open.move_to_end(name)
+        self._close_surplus()
+        return known[1].explaining(normalize=normalize)
 
     def _read(self, name: str) -> AnyStack | None:
         content = None if self.folder is None else self.folder.read(name)
@@ -145,6 +168,7 @@ def _subject(explainer: Explainer, sha256: str, along_axes: bool, tag: str) -> s
     identity = {
         "picture": sha256,
         "weights": explainer.model.fingerprint,
+        "preprocessing": asdict(explainer.model.preprocessing),  # no weight says how pictures are prepared
         "method": explainer.method.describe(),
         "normalize": "both" if serves_both else explainer.normalize,
         "map_size": explainer.frame_size,
@@ -159,8 +183,23 @@ def _digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()[:32]
 
 
-def _picture_name(sha256: str) -> str:
-    return f"picture.{sha256}"
+def _picture_name(sha256: str, preprocessing: Preprocessing) -> str:
+    """Name a picture by everything that decides its numbers: another model may want it otherwise."""
+    return f"picture.{sha256}.{_digest(json.dumps(asdict(preprocessing), sort_keys=True).encode())}"
+
+
+def _to_picture(
+    arrays: dict[str, NDArray[Any]], about: dict[str, Any], sha256: str, preprocessing: Preprocessing
+) -> tuple[Picture, Prepared]:
+    """Read what `put_picture` kept; ValueError and its like where it is not that."""
+    geometry = Geometry.from_dict(about["geometry"])
+    pixels, pixel_values = arrays["pixels"], torch.from_numpy(arrays["pixel_values"])
+    shape = (len(preprocessing.mean), preprocessing.image_size, preprocessing.image_size)
+    if pixels.dtype != np.uint8 or pixels.shape[:2] != geometry.original or pixel_values.dtype != torch.float32:
+        raise ValueError("the picture is not of the size that its geometry has")
+    if pixel_values.shape != shape:
+        raise ValueError("the model's input is not of the size that the model wants")
+    return Picture(Image.fromarray(pixels), sha256), Prepared(pixel_values, geometry, sha256)
 
 
 def _covers(basis: Basis, directions: Tensor) -> bool:

@@ -102,7 +102,7 @@ def find_subject(
     if request.image is not None:
         subject = _sent(request.image, model, cache, max_pixels)
     elif request.image_sha256 is not None:
-        known = cache.get_picture(request.image_sha256)
+        known = cache.get_picture(request.image_sha256, model.preprocessing)
         if known is None:
             raise Refusal(
                 "unknown_image",
@@ -118,11 +118,11 @@ def find_subject(
 
 
 def _sent(image: bytes, model: EmbeddingModel, cache: StackCache, max_pixels: int) -> Subject:
-    known = cache.get_picture(hashlib.sha256(image).hexdigest())
+    known = cache.get_picture(hashlib.sha256(image).hexdigest(), model.preprocessing)
     if known is None:
         picture = decode(image, max_pixels=max_pixels)
         known = picture, prepare(picture, model.preprocessing)
-        cache.put_picture(*known)
+        cache.put_picture(*known, model.preprocessing)
     return Subject(known[0].sha256, known[1].geometry, *known)
 
 

@@ -37,6 +37,10 @@ class RememberingText(TextTower):
     def _embed_padded(self, texts: list[str]) -> Float[Tensor, "n_prompts embed_dim"]:
         return self._tower._embed_padded(texts)
 
+    def is_truncated(self, texts: Sequence[str]) -> list[bool]:
+        """Say of each text whether only its beginning is embedded, because it has more tokens than the model reads."""
+        return self._tower.is_truncated(texts)
+
     def embed_texts(self, texts: Sequence[str]) -> Float[Tensor, "n_prompts embed_dim"]:
         """Embed texts as unit-length vectors, each of them once."""
         if self.prompt_padding != "none" or not texts:

@@ -1,4 +1,5 @@
 import io
+import tracemalloc
 from collections.abc import Callable
 from typing import Any
 
@@ -29,6 +30,20 @@ def test_positive_is_red_negative_is_blue_and_zero_is_the_picture(picture: np.nd
     assert (blue[negative] > red[negative] + 100).all()
     assert (blue[negative] > green[negative] + 100).all()
     np.testing.assert_array_equal(found[zero], np.repeat(picture[zero][:, None], 3, axis=1))
+
+
+def test_blending_a_large_picture_takes_little_more_than_the_picture() -> None:
+    """Whole, three channels of floats would take several times the 36 MB of the result."""
+    picture, attribution = np.full((3000, 4000), 90, np.uint8), np.full((3000, 4000), 0.5, np.float32)
+    tracemalloc.start()
+    try:
+        found = blend(picture, attribution, Scale(1.0, True, False))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 2 * found.nbytes
+    part = blend(picture[:5, :7], attribution[:5, :7], Scale(1.0, True, False))
+    assert (found == part[0, 0]).all()
 
 
 def test_blending_is_the_mix_that_a_second_writing_gives(picture: np.ndarray) -> None:

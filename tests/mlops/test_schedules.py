@@ -1,8 +1,10 @@
 """docs/mlops.md: what starts jobs by the clock reads the exit codes right."""
 
+import configparser
 import os
 import re
 import subprocess
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ import yaml
 from mapstack.config import Config
 from mapstack.config_files import load_config
 from serve.config import ServeConfig
+from serve.processes import END_S
 from tests.mlops.blocks import ROOT, TEXT, block, write_blocks
 from train_like.errors import DONE, SOME_FAILED, STOPPED, TERMINATED, WRONG_STORE, WRONG_USE
 
@@ -72,17 +75,55 @@ def test_kubernetes_gives_up_on_the_codes_that_another_try_does_not_mend() -> No
     assert re.search(r"exec \S+python -m train_like extract", script)  # SIGTERM reaches Python
 
 
+@pytest.mark.parametrize("scheduled", ["2026-03-02T01:30:00Z", "2026-01-01T01:30:00Z"])
+def test_a_pod_of_any_day_works_on_the_day_before_its_schedule(tmp_path: Path, scheduled: str) -> None:
+    spec = yaml.safe_load(block("cronjob.yaml"))["spec"]["jobTemplate"]["spec"]
+    (container,) = spec["template"]["spec"]["containers"]
+    assert [each["name"] for each in container["env"]] == ["JOB"]
+    moment = datetime.fromisoformat(scheduled)
+    (tmp_path / ".venv" / "bin").mkdir(parents=True)
+    (tmp_path / ".venv" / "bin" / "python").write_text('#!/bin/sh\necho "$@" > asked\n')
+    (tmp_path / ".venv" / "bin" / "python").chmod(0o755)
+    job = f"mapstack-extract-{int(moment.timestamp()) // 60}"  # as the controller names it
+    command = [*container["command"], *container["args"]]
+    subprocess.run(command, cwd=tmp_path, env={**os.environ, "JOB": job, "TZ": "UTC"}, check=True)
+    day = str(moment.date() - timedelta(days=1))
+    asked = (tmp_path / "asked").read_text().split()
+    assert asked[-2:] == [f"data.shards=/data/incoming/{day}-*.tar", f"output=/data/stores/{day}"]
+
+
 def test_the_pod_gives_the_server_time_to_drain() -> None:
     pod = yaml.safe_load(block("deployment.yaml"))["spec"]["template"]["spec"]
-    server, proxy = pod["containers"]
-    assert pod["terminationGracePeriodSeconds"] > ServeConfig().server.drain_s
-    command = server["command"]
-    assert command[1:5] == ["-m", "serve", "start", "configs/serve.yaml"]
-    assert command[-1] == f"server.run_folder={server['volumeMounts'][0]['mountPath']}"
+    server, users, proxy = pod["containers"]
+    config = load_config(ServeConfig, ROOT / "configs" / "serve.yaml", server["args"]).server
+    assert pod["terminationGracePeriodSeconds"] > config.drain_s + 2 * END_S
+    assert server["command"][1:] == ["-m", "serve", "start", "configs/serve.yaml"]
+    # The mount point is root's: what is private to the server is a folder inside.
+    folder = config.run_folder
+    assert str(Path(folder).parent) == server["volumeMounts"][0]["mountPath"]
     for probe in ("startupProbe", "readinessProbe"):
-        assert server[probe]["exec"]["command"][-2:] == ["ready.py", server["volumeMounts"][0]["mountPath"]]
+        assert server[probe]["exec"]["command"][-2:] == ["ready.py", folder]
+    assert users["command"][-3:] == ["users.py", "/etc/mapstack-users/keys", folder]
+    mounts = {each["name"]: each["mountPath"] for each in users["volumeMounts"]}
+    assert mounts == {"run": str(Path(folder).parent), "users": "/etc/mapstack-users"}
+    (renewed,) = re.findall(r"^RENEW_S = (\d+) \* 3600", block("users.py"), re.MULTILINE)
+    assert 60 * int(renewed) * 2 == config.token_minutes
     health = proxy["livenessProbe"]["httpGet"]
     assert f"location = {health['path']} " in (ROOT / "serve" / "nginx.conf").read_text()
+
+
+def test_the_image_has_what_the_pods_start() -> None:
+    text = block("Dockerfile")
+    (extras,) = re.findall(r"-c (\S+) -e '\.\[(.*)\]'", text)
+    assert (ROOT / extras[0]).is_file()
+    declared = configparser.ConfigParser()
+    declared.read(ROOT / "setup.cfg")
+    assert set(extras[1].split(",")) <= set(declared["options.extras_require"])
+    (packed,) = re.findall(r"-m serve pack (\S+)", text)
+    config = load_config(ServeConfig, ROOT / packed, [])
+    assert (ROOT / config.model.checkpoint).is_dir()
+    for name in ("cronjob.yaml", "deployment.yaml"):
+        assert re.findall(r"^ +workingDir: (\S+)$", block(name), re.MULTILINE)[0] in text
 
 
 def test_every_exit_code_is_explained() -> None:

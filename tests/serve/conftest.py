@@ -6,12 +6,16 @@ from pathlib import Path
 
 import pytest
 
+from mapstack.basis import Basis
 from mapstack.config_files import merge
 from mapstack.endpoint import Endpoint, EndpointConfig
+from mapstack.explainer import Explainer
+from mapstack.methods import make_method
 from mapstack.models import EmbeddingModel, load_model
-from mapstack.prompts import PromptSet, load_prompt_set
-from tests.serve.asked import picture_file
+from mapstack.prompts import PromptSet, load_prompt_set, text_groups
+from tests.serve.asked import PROMPTS, picture_file
 from tests.serve.running import Running, shared_server
+from tests.serve.stores import write_store
 
 # Small limits, so that what goes beyond them is small too.
 LIMITS = ["endpoint.limits.max_image_bytes=1000000", "endpoint.limits.max_answer_bytes=700000", "server.threads=1"]
@@ -53,6 +57,17 @@ def make_endpoint(small_checkpoint: Path, classes: PromptSet, tmp_path: Path) ->
 @pytest.fixture
 def endpoint(make_endpoint: Callable[..., Endpoint]) -> Endpoint:
     return make_endpoint()
+
+
+@pytest.fixture
+def store(small_model: EmbeddingModel, tmp_path: Path, image: bytes) -> Path:
+    """A stack store of two pictures along the span of two prompts."""
+    explainer = Explainer(small_model, make_method("gradient"))
+    groups = text_groups(prompt_set=None, texts=PROMPTS, use="prompts", ensemble="mean", classes=None, against=None)
+    basis = Basis.of(explainer.readout(groups).span)
+    folder = tmp_path / "store"
+    write_store(folder, explainer, basis, {"first": image, "second/\u00e9": picture_file(seed=3)})
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -1,10 +1,13 @@
 """When the client tries again, and when it does not."""
 
+import contextlib
 import copy
 import http.server
 import json
 import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,10 +18,11 @@ from serve import client as client_module
 from serve.cli import main
 from serve.client import Client
 from serve.errors import AnswerError, ServerError
+from serve.keys import KEY_FILE, Keys
 
 
 @contextmanager
-def answering(*statuses: int) -> Iterator[tuple[str, list[bytes]]]:
+def answering(*statuses: int, after_s: float = 0.0) -> Iterator[tuple[str, list[bytes]]]:
     """A server that answers so, one status after the other, and keeps what it was sent."""
     waiting, bodies = list(statuses), list[bytes]()
 
@@ -26,11 +30,13 @@ def answering(*statuses: int) -> Iterator[tuple[str, list[bytes]]]:
         def do_POST(self) -> None:
             bodies.append(self.rfile.read(int(self.headers["content-length"])))
             status = waiting.pop(0)
+            time.sleep(after_s)
             content = json.dumps({"error": {"code": "some_code", "message": "a reason"}, "predictions": []}).encode()
-            self.send_response(status)
-            self.send_header("content-length", str(len(content)))
-            self.end_headers()
-            self.wfile.write(content)
+            with contextlib.suppress(ConnectionError):  # who asked has gone
+                self.send_response(status)
+                self.send_header("content-length", str(len(content)))
+                self.end_headers()
+                self.wfile.write(content)
 
         def log_message(self, *_: object) -> None:
             return
@@ -73,6 +79,99 @@ def test_what_is_refused_is_not_asked_again(status: int) -> None:
         Client(url, retries=5).predict(b"picture")
     assert len(bodies) == 1
     assert (caught.value.status, caught.value.code) == (status, "some_code")
+
+
+def test_a_call_that_takes_too_long_is_not_sent_again() -> None:
+    """The first is still being computed: four more would be computed beside it."""
+    with answering(*[200] * 5, after_s=1.0) as (url, bodies):
+        with pytest.raises(ServerError, match=r"no answer from .* within 0\.2 s; it is not asked again"):
+            Client(url, retries=4, timeout_s=0.2).predict(b"picture")
+        time.sleep(0.3)
+    assert len(bodies) == 1
+
+
+class Tokens:
+    """A server with tokens as TorchServe's: one that is renewed ends the one before."""
+
+    def __init__(self, folder: Path) -> None:
+        self.keys = Keys(folder / KEY_FILE)
+        self.made = dict.fromkeys(("inference", "management", "API"), 0)
+        self.expired = set[str]()
+        self.lock = threading.Lock()
+        self._write()
+
+    def _write(self) -> None:
+        content = {kind: {"key": f"{kind}-{number}"} for kind, number in self.made.items()}
+        self.keys.file.write_text(json.dumps(content))
+
+    def answer(self, path: str, token: str) -> int:
+        kind = "API" if path.startswith("/token") else "inference"
+        with self.lock:
+            if token != f"Bearer {kind}-{self.made[kind]}" or kind in self.expired:
+                return 401
+            if kind == "API":
+                renewed = path.rpartition("=")[2]
+                self.made[renewed] += 1
+                self.expired.discard(renewed)
+                self._write()
+        return 200
+
+    @contextmanager
+    def serving(self) -> Iterator[str]:
+        tokens = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                self.rfile.read(int(self.headers["content-length"]))
+                self.do_GET()
+
+            def do_GET(self) -> None:
+                self.send_response(tokens.answer(self.path, self.headers["authorization"]))
+                self.send_header("content-length", "2")
+                self.end_headers()
+                self.wfile.write(b"{}")
+
+            def log_message(self, *_: object) -> None:
+                return
+
+        with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+            thread = threading.Thread(target=server.serve_forever)
+            thread.start()
+            try:
+                yield f"http://127.0.0.1:{server.server_address[1]}"
+            finally:
+                server.shutdown()
+                thread.join()
+
+
+def test_a_token_that_another_client_has_renewed_is_taken_and_not_ended(tmp_path: Path) -> None:
+    tokens = Tokens(tmp_path)
+    with tokens.serving() as url:
+        late = Client(url, keys=tokens.keys, management_url=url, token="inference-0", retries=0)
+        tokens.expired.add("inference")
+        assert Client(url, keys=tokens.keys, management_url=url, retries=0).predict() == {}
+        assert late.predict() == {}
+        assert tokens.made["inference"] == 1
+        tokens.expired.add("inference")
+        assert late.predict() == {}  # now it is the first to see it
+        assert tokens.made["inference"] == 2
+
+
+def test_of_clients_that_see_the_end_of_a_token_at_once_one_renews_it(tmp_path: Path) -> None:
+    tokens = Tokens(tmp_path)
+    with tokens.serving() as url:
+        clients = [Client(url, keys=tokens.keys, management_url=url, retries=0) for _ in range(8)]
+        for _ in range(5):
+            tokens.expired.add("inference")
+            barrier = threading.Barrier(len(clients))
+
+            def ask(client: Client, barrier: threading.Barrier = barrier) -> object:
+                barrier.wait()
+                return client.predict()
+
+            with ThreadPoolExecutor(len(clients)) as threads:
+                assert list(threads.map(ask, clients)) == [{}] * len(clients)
+    assert tokens.made["inference"] == 5
 
 
 def test_no_server_is_said_in_one_sentence() -> None:

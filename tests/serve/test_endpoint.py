@@ -277,6 +277,21 @@ def test_a_form_that_was_cut_short_is_not_taken_for_another_request(endpoint: En
         assert code(answer) in ("bad_request", "missing_image")
 
 
+def test_what_each_route_would_have_cost_is_told(endpoint: Endpoint, small_model: EmbeddingModel, image: bytes) -> None:
+    texts = [*PROMPTS, "a third text"]
+    costs = {"direct": 3, "prompts": 3, "axes": small_model.embed_dim}
+    expected = offline(small_model, image, {"name": "gradient"}, texts=texts)
+    assert (expected.route, expected.costs) == ("direct", costs)
+    answer = content(ask(endpoint, image, prompts=texts, method="gradient"))
+    assert answer["costs"] == costs
+    again = content(ask(endpoint, image, prompts=texts, method="gradient"))
+    assert (again["cached"], again["costs"]) == (True, None)
+    direct = content(ask(endpoint, image, prompts=texts, method="gradient", route="direct"))
+    assert direct["costs"] == costs
+    saliency = content(ask(endpoint, image, prompts=texts, method="saliency"))
+    assert saliency["costs"] == {"axes": small_model.embed_dim}
+
+
 def test_what_the_cache_did_is_told_once(endpoint: Endpoint, image: bytes) -> None:
     for _ in range(3):
         ask(endpoint, image, prompts=PROMPTS, method="gradient")

@@ -75,6 +75,16 @@ def test_instances_share_what_an_answer_may_hold(make_endpoint: Callable[..., En
     assert code(call(endpoint, [wanted, wanted])) == "answer_too_large"
 
 
+def test_instances_share_what_a_call_may_cost(make_endpoint: Callable[..., Endpoint], image: bytes) -> None:
+    """Two texts at 10 points are 20 passes: alone they fit into 30, two instances of them do not."""
+    endpoint = make_endpoint(limits={"max_passes": 30})
+    method = {"name": "integrated_gradients", "n_steps": 10}
+    wanted = body(image, prompts=PROMPTS, method=method)
+    assert code(call(endpoint, [wanted, wanted])) == "too_costly"
+    assert len(content(call(endpoint, [wanted]))["explanations"]) == 1
+    assert len(content(call(endpoint, [wanted, wanted]))["explanations"]) == 2  # from the cache, which costs nothing
+
+
 def test_torchserve_takes_kserves_paths(server: Running, image: bytes) -> None:
     request = json.dumps({"instances": [wrapped(image, prompts=PROMPTS, method="gradient")]}).encode()
     for verb, name in (("explain", "explanations"), ("predict", "predictions")):

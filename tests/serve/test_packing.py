@@ -5,26 +5,32 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from dataclasses import replace
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
+from mapstack.config_files import load_config, merge
+from mapstack.endpoint import EndpointConfig
+from mapstack.errors import ConfigError
 from mapstack.models.medclip import save_random_medclip
+from serve.config import ServeConfig
+from serve.pack import _with_absolute_paths
+from serve.torchserve_files import properties
 from tests.serve.asked import PROMPTS, body, picture_file
 from tests.serve.running import ROOT, Running, last_line, serve
 
-# Runs where this checkout cannot be imported: what it prints comes from the archive alone.
+# Runs without this environment's packages, hence without this checkout: what it prints comes from the archive, and from
+# what a host has.
 ALONE = """
 import json, pathlib, sys
-folder, checkout = map(pathlib.Path, sys.argv[1:])
-
-def is_of_checkout(path):
-    return not path or pathlib.Path(path).resolve().is_relative_to(checkout) and "site-packages" not in path
-
-sys.path = [str(folder), *(path for path in sys.path if not is_of_checkout(path))]
-sys.meta_path = [finder for finder in sys.meta_path if "editable" not in repr(finder)]
+folder, packages = map(pathlib.Path, sys.argv[1:])
+sys.path = [str(folder), str(packages), *sys.path]
 import medclip_handler
 classes = [each for each in vars(medclip_handler).values()
            if isinstance(each, type) and each.__module__ == "medclip_handler"]
@@ -57,10 +63,42 @@ def unpacked(server: Running, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def closure(requirements: list[str]) -> dict[str, metadata.Distribution]:
+    """Find what installing requirements brings, by name."""
+    found: dict[str, metadata.Distribution] = {}
+    waiting = [(Requirement(each), "") for each in requirements]
+    while waiting:
+        requirement, extra = waiting.pop()
+        if requirement.marker is not None and not requirement.marker.evaluate({"extra": extra}):
+            continue
+        name = canonicalize_name(requirement.name)
+        distribution = metadata.distribution(name)
+        wanted = ["", *requirement.extras] if name not in found else list(requirement.extras)
+        found[name] = distribution
+        waiting += [(Requirement(each), one) for one in wanted for each in distribution.requires or []]
+    return found
+
+
+def host(unpacked: Path, folder: Path) -> list[str]:
+    """Lay out the packages of a host: four that every such host has, and what the archive's requirements file says."""
+    lines = (unpacked / "requirements.txt").read_text(encoding="utf-8").splitlines()
+    brought = closure(["torch", "transformers", "medclip", "captum", *lines])
+    for distribution in brought.values():
+        for part in {file.parts[0] for file in distribution.files or []} - {"..", "__pycache__"}:
+            source = Path(str(distribution.locate_file(part)))
+            if source.exists() and not (folder / part).exists():
+                (folder / part).symlink_to(source)
+    return sorted(brought)
+
+
 def test_the_archive_runs_without_this_repository(unpacked: Path, tmp_path: Path) -> None:
+    packages = tmp_path / "packages"
+    packages.mkdir()
+    names = host(unpacked, packages)
+    assert not {"mapstack", "torchserve", "lightning", "webdataset", "pytest", "hypothesis"} & set(names)
     request = json.dumps(body(picture_file(), prompts=PROMPTS, method="gradient")).encode()
     run = subprocess.run(
-        [sys.executable, "-c", ALONE, str(unpacked), str(ROOT)],
+        [sys.executable, "-I", "-S", "-B", "-c", ALONE, str(unpacked), str(packages)],
         cwd=tmp_path,
         input=request,
         capture_output=True,
@@ -106,6 +144,38 @@ def test_pack_says_what_it_made(tmp_path: Path, small_checkpoint: Path) -> None:
     assert len(line["sha256"]) == len(line["weights"]) == 64
     assert {"mapstack", "checkpoint", "medclip_handler.py"} <= set(line["contents"])
     assert sorted(path.name for path in archive.parent.iterdir()) == ["trial.mar"]
+
+
+def test_torchserve_gets_the_limits_that_were_packed(server: Running, tmp_path: Path) -> None:
+    """The endpoint keeps to those of the archive; one answer beyond TorchServe's own kills the worker."""
+    later = load_config(
+        ServeConfig, ROOT / "configs" / "serve.yaml", [*server.overrides, "endpoint.limits.max_answer_bytes=50000000"]
+    )
+    lines = dict(line.split("=", 1) for line in properties(later, tmp_path).splitlines())
+    assert int(lines["max_response_size"]) == server.config.max_answer_bytes == 700_000 + 65_536
+    assert int(lines["max_request_size"]) == server.config.max_request_bytes
+    for content in (b"no archive", None):
+        broken = replace(later, output=str(tmp_path))
+        if content is not None:
+            broken.archive.write_bytes(content)
+        else:
+            broken.archive.unlink()
+        with pytest.raises(ConfigError, match="cannot be read .* pack again"):
+            properties(broken, tmp_path)
+
+
+def test_paths_are_packed_so_that_workers_find_them(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """TorchServe's workers run in a temporary folder of its own."""
+    monkeypatch.chdir(tmp_path)
+    shap = {"name": "gradient_shap", "reference_pictures": ["normal.png", "/elsewhere/normal.png"]}
+    blocks = {"store": "store", "cache": {"folder": "cache"}, "methods": {"shap": shap}}
+    packed = _with_absolute_paths(merge(EndpointConfig, [blocks]))
+    again = merge(EndpointConfig, [packed])
+    assert again.store == str(tmp_path / "store")
+    assert again.cache.folder == str(tmp_path / "cache")
+    assert again.methods["shap"].reference_pictures == (str(tmp_path / "normal.png"), "/elsewhere/normal.png")
+    plain = _with_absolute_paths(EndpointConfig())
+    assert (plain["store"], plain["cache"]["folder"]) == (None, None)
 
 
 @pytest.mark.long
@@ -163,8 +233,5 @@ def test_an_archive_whose_weights_were_changed_does_not_load(
 @pytest.mark.fault("S17")
 @pytest.mark.parametrize("name", ["../x", "a/b", "", "a b", "x" * 65, ".x"])
 def test_a_name_that_is_a_path_is_refused(name: str) -> None:
-    from mapstack.errors import ConfigError
-    from serve.config import ServeConfig
-
     with pytest.raises(ConfigError, match="name"):
         ServeConfig(name=name)

@@ -4,11 +4,16 @@ import base64
 import json
 from collections.abc import Callable
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from mapstack.endpoint import STATUS, Answer, Endpoint, Raw
+from mapstack.endpoint.choice import require_affordable
+from mapstack.endpoint.refusals import Refusal
+from mapstack.errors import ConfigError
+from mapstack.methods import CaptumMethod
 from tests.picture_files import png_chunk
 from tests.serve.asked import PROMPTS, ask, body, code, content, raw
 from tests.serve.bad_requests import bad_requests
@@ -76,6 +81,25 @@ def texts_in(value: Any) -> list[str]:
     if isinstance(value, list):
         return [text for each in value for text in texts_in(each)]
     return [value] if isinstance(value, str) and value.strip() else []
+
+
+CAPTUM: list[tuple[str, dict[str, Any], int]] = [
+    ("captum.attr.Saliency", {}, 1),
+    ("captum.attr.IntegratedGradients", {}, 50),
+    ("captum.attr.IntegratedGradients", {"n_steps": 400}, 400),
+    ("captum.attr.GradientShap", {"n_samples": 30}, 30),
+    ("captum.attr.NoiseTunnel", {"nt_samples": 8, "n_steps": 20}, 160),
+]
+
+
+@pytest.mark.parametrize(("attribution", "kwargs", "n_points"), CAPTUM, ids=lambda value: str(value)[:40])
+def test_a_captum_method_counts_what_it_is_configured_with(
+    attribution: str, kwargs: dict[str, Any], n_points: int
+) -> None:
+    method = CaptumMethod(attribution=attribution, kwargs=kwargs, linear=True)
+    require_affordable(method, 3, image_size=224, max_passes=3 * n_points)
+    with pytest.raises(Refusal, match=f"{3 * n_points} gradients"):
+        require_affordable(method, 3, image_size=224, max_passes=3 * n_points - 1)
 
 
 @pytest.mark.fault("S6")
@@ -159,6 +183,19 @@ def test_a_bomb_of_pixels_is_refused_by_its_header(endpoint: Endpoint) -> None:
     assert code(ask(endpoint, bomb, prompts=PROMPTS)) == "bad_image"
 
 
+def test_overlays_that_would_take_minutes_are_refused_beforehand(
+    make_endpoint: Callable[..., Endpoint], image: bytes
+) -> None:
+    """A flat picture makes tiny files: their size alone bounds no work. Two overlays of 200 x 160 px have 64,000."""
+    endpoint = make_endpoint(limits={"max_answer_bytes": 15_000})
+    runs: list[object] = []
+    endpoint._model.vision_model.register_forward_pre_hook(lambda *seen: runs.append(seen))  # type: ignore[attr-defined]
+    refused = ask(endpoint, image, method="gradient", prompts=PROMPTS, output="png")
+    assert code(refused) == "answer_too_large"
+    assert "64000" in refused.body.decode()
+    assert runs == []
+
+
 @pytest.mark.fault("S4")
 def test_an_answer_that_would_be_too_large_is_refused_beforehand(
     make_endpoint: Callable[..., Endpoint], image: bytes
@@ -179,12 +216,15 @@ def test_an_answer_that_would_be_too_large_is_refused_beforehand(
 
 @pytest.mark.fault("S16")
 def test_no_field_is_opened_as_a_path_or_an_address(
-    endpoint: Endpoint, image: bytes, monkeypatch: pytest.MonkeyPatch, tmp_path: object
+    make_endpoint: Callable[..., Endpoint], store: Path, image: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import builtins
     import io
+    import os
     import socket
 
+    endpoint = make_endpoint(store=str(store))
+    content(ask(endpoint, key="first", prompts=PROMPTS))
     content(ask(endpoint, image, prompts=PROMPTS, method="gradient"))  # what is loaded on first use is loaded now
     opened: list[str] = []
     real = io.open
@@ -193,8 +233,14 @@ def test_no_field_is_opened_as_a_path_or_an_address(
         opened.append(str(file))
         return real(file, *args, **kwargs)
 
+    def watch_low(file: Any, *args: Any, **kwargs: Any) -> int:
+        opened.append(str(file))
+        return real_low(file, *args, **kwargs)
+
+    real_low = os.open
     monkeypatch.setattr(builtins, "open", watch)
     monkeypatch.setattr(io, "open", watch)
+    monkeypatch.setattr(os, "open", watch_low)
     monkeypatch.setattr(socket.socket, "connect", lambda *_: pytest.fail("a connection was opened"))
     places = ["/etc/hostname", "../../etc/hostname", "file:///etc/hostname", "http://127.0.0.1:9/x.png"]
     for place in places:
@@ -211,8 +257,25 @@ def test_no_field_is_opened_as_a_path_or_an_address(
         ):
             named = {} if {"key", "image_sha256"} & set(fields) else body(image)
             text = json.dumps({**named, "method": "gradient", **fields})
-            endpoint.answer([Raw({"body": text.encode()}, wants_maps=True)])
+            (answer,) = endpoint.answer([Raw({"body": text.encode()}, wants_maps=True)])
+            if "key" in fields:
+                assert "no sample of that key" in answer.body.decode()  # it was looked up
     assert [path for path in opened if "hostname" in path or "x.png" in path] == []
+
+
+def test_a_size_of_maps_that_does_not_fit_the_model_fails_the_start(make_endpoint: Callable[..., Endpoint]) -> None:
+    with pytest.raises(ConfigError, match=r"endpoint\.map_size is 100"):
+        make_endpoint(map_size=100)
+
+
+def test_a_reference_picture_that_is_missing_fails_the_start(
+    make_endpoint: Callable[..., Endpoint], tmp_path: Path, image: bytes
+) -> None:
+    block = {"name": "gradient_shap", "reference_pictures": [str(tmp_path / "normal.png")]}
+    with pytest.raises(ConfigError, match=r"reference picture of endpoint\.methods\.shap .*cannot be opened"):
+        make_endpoint(methods={"shap": block}, method="shap")
+    (tmp_path / "normal.png").write_bytes(image)
+    make_endpoint(methods={"shap": block}, method="shap")
 
 
 def test_every_refusal_is_strict_json_with_a_code(endpoint: Endpoint, image: bytes) -> None:
