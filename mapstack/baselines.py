@@ -123,7 +123,8 @@ def _mean(picture: _Picture, content: _Content, draws: torch.Generator) -> _Pict
 
 
 def _noise(picture: _Picture, content: _Content, draws: torch.Generator) -> _Picture:
-    return torch.rand(content.shape, generator=draws).to(picture).expand_as(picture)
+    # In float32 whatever torch's default is: another type would draw other numbers.
+    return torch.rand(content.shape, generator=draws, dtype=torch.float32).to(picture).expand_as(picture)
 
 
 def _blur(picture: _Picture, content: _Content, draws: torch.Generator) -> _Picture:

@@ -110,10 +110,11 @@ class Basis:
         Nothing is said where the basis is exact.
         """
         kept, left_out = values[:, : len(self)], values[:, len(self) :].flatten(2)
+        # A picture that is its own baseline has maps of zeros, of which nothing is lost.
         if self.worst is not None:
             lost = left_out[:, 0].norm(dim=1)
             whole = torch.einsum("r,brhw->bhw", self.coordinates(self.worst), kept).flatten(1) + left_out[:, 0]
-            return kept, tuple((lost / whole.norm(dim=1)).tolist())
+            return kept, tuple((lost / whole.norm(dim=1).clamp_min(torch.finfo(lost.dtype).tiny)).tolist())
         if self.checks is not None:
             energy = left_out.double().square().sum(dim=2).mean(dim=1)
             whole_energy = kept.double().square().flatten(1).sum(dim=1) + energy
@@ -150,7 +151,7 @@ class Basis:
             return
         worst = float(self.share_outside(directions).max())
         tolerance = max(tolerance, _SAME * self.own_share)
-        if worst > tolerance:
+        if not worst <= tolerance:
             raise SpanError(
                 f"a text lies outside the span of this stack's prompts (share {worst:.3g}, tolerance {tolerance:.3g}); "
                 "a stack of basis 'prompts' answers texts of its span only; extract with stack.basis=axes, or add the "

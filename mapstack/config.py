@@ -19,7 +19,14 @@ from mapstack.store import COMPRESSIONS
 
 @dataclass
 class ModelConfig:
-    """Which model, and its checkpoint folder. `prompt_padding`: see `mapstack.models.TextTower`."""
+    """Which model explains.
+
+    Attributes:
+        name: "medclip-vit", "medclip-resnet50" or "clip".
+        checkpoint: Folder of its weights, configuration and tokenizer, such as `weights` and `fit` write.
+        prompt_padding: "none" embeds each text alone; "longest" pads all texts of a run to the longest, as upstream
+            does, so that an answer depends on the other texts.
+    """
 
     name: str = "medclip-vit"
     checkpoint: str = "model_store/phantom-medclip"
@@ -37,7 +44,7 @@ class DataConfig:
         shards: Paths with braces or globs.
         batch_size: Pictures a batch; the last batch is padded to it.
         num_workers: Reading processes a rank.
-        limit: At most this many samples; None for all.
+        limit: At most this many samples; None for all (`figures`: 2; `basis`: 8, spread over the shards).
         allowed_schemes: URL schemes that may be opened.
         max_bad_share: The job aborts when more than this share of samples is bad, after 100.
         duplicates: "fail", or "first" to keep the first sample of a key and list the others.
@@ -116,12 +123,12 @@ class PromptsConfig:
     """Which texts are explained.
 
     Attributes:
-        file: A prompt set (YAML), or None.
+        file: A prompt set (YAML); None for none.
         texts: Free texts, in place of a file.
         use: "labels" or "prompts" of the set.
         ensemble: How the prompts of a class are joined: "mean", "max", or "none" for each by itself.
         classes: Class labels of the set to take; None for all.
-        against: A class label or free text that each text is contrasted with.
+        against: A class label or free text that each text is contrasted with; None for no contrast.
     """
 
     file: str | None = None
@@ -176,13 +183,13 @@ class TrainerConfig:
 
 @dataclass
 class ProjectConfig:
-    """What `project` and `figures` write.
+    """What `project` writes.
 
     Attributes:
         output: Folder of the maps and pictures.
         pictures: Write an overlay for every map; needs `data.shards` for the pictures.
         limit: At most this many samples; None for all.
-        span_tolerance: Largest share of a text that may lie outside a stack of basis "prompts".
+        span_tolerance: Largest share of a text that may lie outside a stack of basis "prompts"; others are refused.
     """
 
     output: str = "out/maps"
@@ -197,7 +204,24 @@ class ProjectConfig:
 
 @dataclass
 class Config:
-    """One extraction and the maps made from it. After `load_config`, `method` is a `Method`."""
+    """One extraction and the maps made from it.
+
+    After `load_config`, `method` is a `Method`.
+
+    Attributes:
+        model: Which model explains.
+        data: Which shards, and how they are read.
+        method: The attribution method: its `name` and its own parameters.
+        stack: What is stored of each picture.
+        route: "auto": the form of a store is `stack.basis`, and `extract` refuses what only the library and the
+            endpoint can choose.
+        prompts: Which texts are explained.
+        output: The stack store: `extract` writes it, `project` reads it.
+        overwrite: Discard the store in `output`, whatever wrote it, and begin anew.
+        trainer: How Lightning runs the job.
+        project: What `project` writes.
+        seed: Seed of every random draw, together with each picture's bytes.
+    """
 
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)

@@ -124,10 +124,10 @@ def one_of(key: str, value: str, choices: Sequence[str]) -> None:
 
 
 def at_least(key: str, value: int | float | None, least: int | float) -> None:
-    """Refuse a number that is too small; None is left alone.
+    """Refuse a number that is too small, or none (`.nan`); None is left alone.
 
     Raises:
         ConfigError: It is smaller.
     """
-    if value is not None and value < least:
+    if value is not None and not value >= least:
         raise ConfigError(f"{key} is {value}; it must be at least {least}; correct it.")

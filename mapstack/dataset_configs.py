@@ -40,7 +40,9 @@ class DatasetConfig:
         image_suffix: Of MIMIC-CXR's pictures, "jpg" or "dcm".
         reports: MIMIC-CXR's reports: the folder, or `mimic-cxr-reports.zip` as it is.
         table: Of a plain folder, the CSV file with a row a picture or a row a box; None for pictures alone.
-        columns: Its columns, `{meaning: name}`; meanings are those of `COLUMNS`, and an empty name leaves one out.
+        columns: Its columns, `{meaning: name}`, where an empty name leaves one out; meanings are path, id, labels,
+            report, split, view, patient; and of a box label, prompt and x, y, width, height, or x_min, y_min, x_max,
+            y_max.
         separator: What stands between two labels in its column `labels`.
         labeller: Whose labels MIMIC-CXR's samples get: "chexpert", "negbio", or "radiologist" (the test split, from
             release 2.1.0 of MIMIC-CXR-JPG on).

@@ -1,11 +1,12 @@
 """The one door through which the offline job, the endpoint and a notebook explain a picture."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -16,7 +17,7 @@ from mapstack.images import Inputs, Picture, Prepared, collate, decode, from_arr
 from mapstack.methods import Attribution, Completeness, Method, Occlusion, make_method
 from mapstack.models import EmbeddingModel, load_model
 from mapstack.prompts import TextGroup, text_groups
-from mapstack.readouts import DirectionReadout, Readout, TextReadout, direction_readout
+from mapstack.readouts import DirectionReadout, Readout, TextReadout, direction_readout, truncated_groups
 from mapstack.routes import Plan, Route, plan_route
 from mapstack.stack import OcclusionStack, Stack
 
@@ -44,6 +45,9 @@ class Explanation:
         geometry: The way back onto the original picture.
         picture: The picture, where it was at hand.
         note: What the checkpoint says of itself.
+        truncated: Those of `names` with a text of which the model reads the beginning only, because it is too long.
+        costs: Rows that each route open to the method would have taken: see `mapstack.routes.Plan`. Empty where no
+            route was planned.
     """
 
     names: tuple[str, ...]
@@ -62,6 +66,8 @@ class Explanation:
     geometry: Geometry
     picture: Picture | None = None
     note: str = ""
+    truncated: tuple[str, ...] = ()
+    costs: Mapping[str, int] = field(default_factory=dict)
 
     def original_maps(self) -> Float[Tensor, "n_prompts height width"]:
         """Return the maps on the original picture, padding undone, totals kept."""
@@ -148,6 +154,7 @@ class Explainer:
         """
         return plan_route(self.method, readout, self.model.embed_dim, route)
 
+    @torch.inference_mode(False)
     def explain(
         self, pictures: Sequence[Prepared], groups: Sequence[TextGroup], route: Route = "auto"
     ) -> list[Explanation]:
@@ -163,25 +170,28 @@ class Explainer:
             InputError: The route does not fit the method.
         """
         inputs, readout = self.cast(collate(pictures)), self.readout(groups)
-        chosen = self.plan(readout, route).route
-        if chosen == "direct":
-            return self._explain_final_output(pictures, inputs, readout, "direct")
-        basis = Basis.of(readout.span) if chosen == "prompts" else None
+        plan = self.plan(readout, route)
+        if plan.route == "direct":
+            direct = self._explain_final_output(pictures, inputs, readout, "direct")
+            return [replace(explanation, costs=plan.costs) for explanation in direct]
+        basis = Basis.of(readout.span) if plan.route == "prompts" else None
         # The paper's three steps.
         stack = self.stack(inputs, basis, check=readout)
         directions = readout.directions_at(stack.embedding)
         maps = stack.project(directions)
-        return self._explanations(
+        along_rows = self._explanations(
             pictures,
             readout,
             maps,
             logits=stack.logits(directions),
             difference=stack.difference(directions),
-            route=chosen,
+            route=plan.route,
             n_steps=stack.n_steps,
             is_converged=stack.is_converged,
         )
+        return [replace(explanation, costs=plan.costs) for explanation in along_rows]
 
+    @torch.inference_mode(False)
     def explain_conventionally(self, pictures: Sequence[Prepared], groups: Sequence[TextGroup]) -> list[Explanation]:
         """Explain the final output, as the paper's Fig. 1 does: any method, the true maximum, always normalised."""
         explainer = replace(self, normalize=True)
@@ -227,6 +237,7 @@ class Explainer:
         is_converged: tuple[bool, ...],
     ) -> list[Explanation]:
         residual = None if difference is None else self.method.density * maps.sum(dim=(-2, -1)) - difference
+        truncated = tuple(group.name for group in truncated_groups(readout.groups, self.model.text))
         return [
             Explanation(
                 names=tuple(group.name for group in readout.groups),
@@ -244,11 +255,13 @@ class Explainer:
                 is_converged=is_converged[i] if is_converged else None,
                 geometry=picture.geometry,
                 note=self.model.note,
+                truncated=truncated,
             )
             for i, picture in enumerate(pictures)
         ]
 
 
+@torch.inference_mode(False)  # which the caller may be in, and in which nothing has a gradient
 def explain(
     image: str | Path | bytes | np.ndarray,
     prompts: Sequence[str],

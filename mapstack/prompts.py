@@ -3,8 +3,10 @@
 A prompt can identify a patient: no message here quotes one, a text is named by its position and its length.
 """
 
+import hashlib
+import json
 from collections.abc import Hashable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
 from typing import Any, Literal
@@ -93,6 +95,7 @@ class TextGroup:
         texts: The texts of the group, at least one.
         ensemble: How the logits of several texts become one: their mean or their maximum.
         against: For a contrast, the texts whose mean logit is subtracted; empty for none.
+        is_free: Whether the name may hold a free text, and not only labels of a prompt file.
 
     Source:
         `mean` and `max` are `ensemble=True` and `ensemble=False` of medclip's `PromptClassifier`. The contrast is
@@ -103,6 +106,7 @@ class TextGroup:
     texts: tuple[str, ...]
     ensemble: Literal["mean", "max"] = "mean"
     against: tuple[str, ...] = ()
+    is_free: bool = field(default=True, compare=False)
 
 
 def text_fault(text: object) -> str | None:
@@ -224,6 +228,18 @@ def all_texts(groups: Sequence[TextGroup]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(text for group in groups for text in group.texts + group.against))
 
 
+def digest_groups(groups: Sequence[TextGroup]) -> str:
+    """Return a sha256 over all that decides the logits of groups, and over their order.
+
+    Example:
+        >>> left, right = TextGroup("a", ("a",)), TextGroup("b", ("b",))
+        >>> digest_groups([left, right]) == digest_groups([right, left])
+        False
+    """
+    plain = [[group.name, group.texts, group.ensemble, group.against] for group in groups]
+    return hashlib.sha256(json.dumps(plain).encode("ascii")).hexdigest()
+
+
 class _StrictLoader(yaml.SafeLoader):
     """A SafeLoader that refuses what the stock one passes over: a key that comes twice, the last one winning."""
 
@@ -333,10 +349,11 @@ def _chosen(prompt_set: PromptSet, classes: Sequence[str] | None) -> Iterator[Pr
 
 def _class_groups(entry: PromptClass, use: str, ensemble: str) -> list[TextGroup]:
     if use == "labels":
-        return [TextGroup(entry.label, (entry.label,))]
+        return [TextGroup(entry.label, (entry.label,), is_free=False)]
     if ensemble == "none":
-        return [TextGroup(f"{entry.label} {number}", (text,)) for number, text in enumerate(entry.prompts, 1)]
-    return [TextGroup(entry.label, entry.prompts, "max" if ensemble == "max" else "mean")]
+        numbered = enumerate(entry.prompts, 1)
+        return [TextGroup(f"{entry.label} {number}", (text,), is_free=False) for number, text in numbered]
+    return [TextGroup(entry.label, entry.prompts, "max" if ensemble == "max" else "mean", is_free=False)]
 
 
 def _rival(prompt_set: PromptSet, against: str | None) -> PromptClass | None:
@@ -361,4 +378,5 @@ def _contrast(
                 f"against ({len(against)} characters) is the text of group {position}; a contrast with itself is zero; "
                 "give another text."
             )
-        yield TextGroup(f"{group.name} rather than {against}", group.texts, group.ensemble, texts or (against,))
+        name, is_free = f"{group.name} rather than {against}", group.is_free or texts is None
+        yield TextGroup(name, group.texts, group.ensemble, texts or (against,), is_free)

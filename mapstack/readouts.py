@@ -52,6 +52,9 @@ class DirectionReadout(Readout):
         self, directions: Float[Tensor, "rows embed_dim"] | None, *, embed_dim: int, normalize: bool = True
     ) -> None:
         super().__init__()
+        if directions is not None and directions.is_inference():
+            with torch.inference_mode(False):  # autograd refuses to save such a tensor, but not its copy
+                directions = directions.clone()
         self.register_buffer("directions", directions, persistent=False)
         self.n_rows = embed_dim if directions is None else len(directions)
         self.normalize = normalize
@@ -90,16 +93,18 @@ class TextReadout(Readout):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        texts = all_texts(groups)
-        directions = text.text_directions(texts).to(device, dtype)
-        row = {each: directions[index] for index, each in enumerate(texts)}
         self.groups = tuple(groups)
         self.normalize = normalize
         self.n_rows = len(groups)
         self.is_linear = all(group.ensemble == "mean" or len(group.texts) == 1 for group in groups)
-        candidates = [self._candidate_directions(group, row) for group in groups]
+        # Out of inference mode, so that the directions may take part in a gradient (see `Method.attribute`).
+        with torch.inference_mode(False):
+            texts = all_texts(groups)
+            directions = text.text_directions(texts).to(device, dtype)
+            row = {each: directions[index] for index, each in enumerate(texts)}
+            candidates = [self._candidate_directions(group, row) for group in groups]
+            self.register_buffer("span", torch.cat(candidates), persistent=False)
         self._n_candidates = [len(each) for each in candidates]
-        self.register_buffer("span", torch.cat(candidates), persistent=False)
 
     @staticmethod
     def _candidate_directions(group: TextGroup, row: dict[str, Tensor]) -> Float[Tensor, "candidates embed_dim"]:
@@ -128,6 +133,13 @@ class TextReadout(Readout):
         """Return the direction that each row reads at a picture: for a maximum, that of the winning text."""
         winners = [each[(embedding @ each.T).argmax(dim=-1)] for each in self._candidates]
         return torch.stack(winners, dim=1)
+
+
+def truncated_groups(groups: Sequence[TextGroup], text: TextTower) -> list[TextGroup]:
+    """Return the groups with a text of which the model reads the beginning only: another end would change no map."""
+    texts = all_texts(groups)
+    cut = {each for each, is_cut in zip(texts, text.is_truncated(texts), strict=True) if is_cut}
+    return [group for group in groups if cut.intersection(group.texts + group.against)]
 
 
 def direction_readout(readout: TextReadout) -> Readout:

@@ -14,6 +14,8 @@ from mapstack.codecs import Encoding, decode_factors
 from mapstack.errors import InputError, StoreError
 from mapstack.explainer import Explainer
 from mapstack.methods import Occlusion, Sweep, Windows
+from mapstack.prompts import digest_groups
+from mapstack.readouts import TextReadout
 from mapstack.stack import OcclusionStack, Stack
 from mapstack.store import Record
 
@@ -21,7 +23,12 @@ Arrays = dict[str, NDArray[Any]]
 
 
 def describe_store(
-    explainer: Explainer, basis: Basis | None, *, encoding: Encoding, shards_digest: str
+    explainer: Explainer,
+    basis: Basis | None,
+    *,
+    encoding: Encoding,
+    shards_digest: str,
+    readout: TextReadout | None = None,
 ) -> dict[str, Any]:
     """Return the manifest of the stacks that an explainer makes: `identity` decides every byte of the records.
 
@@ -30,7 +37,9 @@ def describe_store(
         basis: None for the axes. The rows themselves are stored beside the manifest.
         encoding: How stacks are kept.
         shards_digest: Names the input shards.
+        readout: The texts whose logits go into each record; None for none.
     """
+    groups = () if readout is None else readout.groups
     is_factored = isinstance(explainer.method, Occlusion)
     if is_factored:
         encoding = replace(encoding, codec="float32")  # the factors are small, and exact for every text
@@ -47,7 +56,11 @@ def describe_store(
             "seed": explainer.seed,
             "precision": explainer.model.precision,
             "shards": shards_digest,
+            # A digest: a text can identify a patient.
+            "prompts": digest_groups(groups) if groups else None,
+            "prompts_padding": explainer.model.text.prompt_padding if groups else None,
         },
+        "prompt_names": [None if group.is_free else group.name for group in groups],
         "image_size": explainer.model.preprocessing.image_size,
         "embed_dim": explainer.model.embed_dim,
         "logit_scale": explainer.model.logit_scale,
@@ -153,6 +166,36 @@ def read_stack(
     windows = Windows(manifest["image_size"], method["sliding_window_shapes"], method["strides"])
     sweep = Sweep(embedding, torch.from_numpy(arrays["scores"])[None], baseline, windows)
     return OcclusionStack(embedding, normalize, sweep, map_size or windows.image_size)
+
+
+def describe_maps(
+    record: Record, manifest: Mapping[str, Any], stack: Stack | OcclusionStack, readout: TextReadout
+) -> dict[str, Any]:
+    """Return what is told beside the maps of a stored stack: how they were made, and what they lose.
+
+    Args:
+        record: From the store.
+        manifest: Of the same store.
+        stack: `read_stack` of the record.
+        readout: The texts.
+
+    Returns:
+        `method` by its name, `route`, `completeness`, `linear`; `n_steps`, `is_converged` and `map_error` where the
+        record has them; and where the stack lies along a basis, for each text `share_outside_span` (see
+        `Basis.share_outside`) and `missing_share` (see `Stack.missing_share`).
+    """
+    told: dict[str, Any] = {
+        "completeness": manifest["completeness"],
+        "linear": bool(manifest["is_linear"] and readout.is_linear),
+        "route": record.info["route"],
+        "method": manifest["identity"]["method"]["name"],
+        **{name: record.info[name] for name in ("n_steps", "is_converged", "map_error") if name in record.info},
+    }
+    if isinstance(stack, Stack) and stack.basis is not None:
+        directions = readout.directions_at(stack.embedding)
+        told["share_outside_span"] = stack.basis.share_outside(directions[0]).tolist()
+        told["missing_share"] = stack.missing_share(directions)[0].tolist()
+    return told
 
 
 def _to_numpy(tensor: Tensor) -> NDArray[np.float32]:

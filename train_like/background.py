@@ -7,7 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from mapstack.errors import StoreError
+from mapstack.errors import InputError, StoreError
 from mapstack.store import Failure, Packed, Record, StoreWriter, record_failure
 
 # Hashing and compressing let go of the interpreter; more threads than this only wait for the one that writes.
@@ -134,7 +134,12 @@ class BackgroundWriter:
         return stored
 
     def _pack(self, result: Record | Failure) -> Packed | Failure:
-        return result if isinstance(result, Failure) else self._writer.pack(result.key, result.arrays, result.info)
+        if isinstance(result, Failure):
+            return result
+        try:
+            return self._writer.pack(result.key, result.arrays, result.info)
+        except InputError as error:  # of this sample alone: the others are written, in this run and the next
+            return Failure(result.key, str(result.info.get("shard", "")), str(error))
 
     def _write_one(self, result: Packed | Failure) -> Stored:
         if isinstance(result, Failure):

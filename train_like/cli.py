@@ -2,9 +2,11 @@
 
 import argparse
 import json
+import os
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib import import_module
 from typing import Any
 
@@ -12,6 +14,9 @@ from mapstack.config_files import load_config
 from mapstack.errors import MapstackError
 from train_like.errors import STOPPED, exit_code, status
 from train_like.result import Result
+
+# Nearly all that a command writes was made of patients' pictures: the group may read it, nobody else.
+_OTHERS_MAY_NOT = 0o027
 
 # Where each command lives, its configuration, and what it does.
 _COMMANDS = {
@@ -45,7 +50,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     options = _parser().parse_args(arguments)
     try:
-        result = _run(options)
+        with _private_files():
+            result = _run(options)
     except MapstackError as error:
         code = exit_code(error)
         print(f"{options.command}: {error}", file=sys.stderr)
@@ -59,6 +65,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if result.is_reporter:
         _report({"command": options.command, "status": status(result.code), **result.summary})
     return int(result.code)
+
+
+@contextmanager
+def _private_files() -> Iterator[None]:
+    """Let nobody but owner and group read what the block writes; a stricter mask of the caller is kept."""
+    previous = os.umask(_OTHERS_MAY_NOT)
+    os.umask(previous | _OTHERS_MAY_NOT)
+    try:
+        yield
+    finally:
+        os.umask(previous)
 
 
 def _report(line: dict[str, Any]) -> None:

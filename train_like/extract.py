@@ -6,6 +6,7 @@ import signal
 import time
 import warnings
 from collections.abc import Mapping, Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.strategies import DDPStrategy
 
 from mapstack import __version__
 from mapstack.config import Config, TrainerConfig
@@ -22,19 +24,23 @@ from mapstack.explainer import Explainer
 from mapstack.geometry import reduce_area
 from mapstack.methods import Occlusion
 from mapstack.models import in_precision, load_model
+from mapstack.prompts import digest_groups
 from mapstack.readouts import TextReadout
 from mapstack.store.disk import disk_errors
 from mapstack.store.layout import MANIFEST
+from mapstack.store.lock import refuse_if_held
 from mapstack.store.manifest import read_manifest, require_same_identity
+from mapstack.store.session import digest_basis
 from mapstack.stored_stack import describe_store
 from train_like.bases import choose_basis
 from train_like.data import ShardData
 from train_like.errors import DONE, SOME_FAILED, StoppedError, TerminatedError
-from train_like.index import expand_shards, index_shards
+from train_like.index import expand_shards, index_shards, outline_shards
 from train_like.module import StackModule
 from train_like.progress import ExtractionProgress
 from train_like.result import Result
 from train_like.size import estimate_record
+from train_like.texts import tell_truncated
 from train_like.writer import StoreCallback
 
 _EXPECTED_WARNINGS = (
@@ -42,6 +48,9 @@ _EXPECTED_WARNINGS = (
     "The 'predict_dataloader' does not have many workers",  # two workers decode faster than any model explains
     ".*is deprecated, use `isinstance",  # inside Lightning, on torch 2.15
 )
+_OUTLINE = "shards_outline"  # in the manifest: what is known of the shards before they are walked
+# Ranks that Lightning starts index the shards once more, while the first one waits: half an hour is its own patience.
+_PATIENCE = timedelta(days=1)
 _PACKAGES = ("torch", "transformers", "medclip", "captum", "lightning", "webdataset", "numpy", "pillow")
 
 
@@ -53,28 +62,39 @@ def extract(config: Config) -> Result:
         ShardError: There are no shards, or a key comes twice.
         CheckpointError: The checkpoint is missing or damaged.
         StoreError: The store is damaged, held by another job, or of another configuration.
-        StoppedError: The job stopped early.
+        StoppedError: A shard gives nothing any more, or the job stopped early.
     """
     if config.route != "auto":
         raise ConfigError(
             f"route is '{config.route}'; extract writes a stack, whose form is stack.basis; remove route or set it to "
             "auto."
         )
+    # From the quick to the slow: settings and the lock, names and sizes, the model with the texts, all samples.
     _refuse_other_settings(config)
-    index = index_shards(
-        expand_shards(config.data.shards, config.data.allowed_schemes),
-        duplicates=config.data.duplicates,  # type: ignore[arg-type]
-    ).limited(config.data.limit)
+    _refuse_held_store(config)
+    shards = expand_shards(config.data.shards, config.data.allowed_schemes)
+    outline = outline_shards(shards)
+    _refuse_other_store(config, {_OUTLINE: outline})
     explainer = make_explainer(config)
     readout = make_readout(config, explainer)
     basis = choose_basis(config, explainer, readout)
+    rows = None if basis is None else basis.rows.numpy()
     _require_form(explainer)
-    manifest = describe_store(explainer, basis, encoding=config.stack.encoding, shards_digest=index.digest)
+    manifest = describe_store(explainer, basis, encoding=config.stack.encoding, shards_digest="", readout=readout)
+    # Before shards are walked, which takes longer than to load a model. Other weights have another basis, too.
+    _refuse_other_store(config, {name: value for name, value in manifest["identity"].items() if name != "shards"})
+    _refuse_other_store(config, {"basis_sha256": digest_basis(rows)})
+    index = index_shards(
+        shards,
+        duplicates=config.data.duplicates,  # type: ignore[arg-type]
+        timeout_s=config.data.timeout_s,
+    ).limited(config.data.limit)
+    manifest["identity"]["shards"] = index.digest
     _refuse_other_store(config, manifest["identity"])
     store = StoreCallback(
         Path(config.output),
-        {**manifest, "model": config.model.name, "versions": _versions()},
-        None if basis is None else basis.rows.numpy(),
+        {**manifest, _OUTLINE: outline, "model": config.model.name, "versions": _versions()},
+        rows,
         index,
         estimate_record(manifest, n_texts=0 if readout is None else readout.n_rows),
         overwrite=config.overwrite,
@@ -83,6 +103,8 @@ def extract(config: Config) -> Result:
     module = StackModule(explainer, basis, readout, config.stack.encoding)
     started = time.perf_counter()
     trainer = make_trainer(config.trainer, [store, ExtractionProgress(store)])
+    if readout is not None and trainer.is_global_zero:
+        tell_truncated(readout.groups, explainer.model.text)
     _predict(trainer, module, ShardData(config.data, explainer.model.preprocessing), store)
     if store.totals is None:
         raise StoppedError("the loop ended before the account was closed; run the same command to go on.")
@@ -105,14 +127,20 @@ def _refuse_other_settings(config: Config) -> None:
     """Refuse what the configuration alone says, before shards are walked and a model is loaded, which can take long.
 
     Raises:
-        StoreError: The store was written with other settings.
+        ConfigError: The prompt file is missing or damaged.
+        StoreError: The store was written with other settings or texts.
     """
     stored = _stored_identity(config)
+    if not stored:
+        return
+    groups = config.prompts.groups()
     settings = {
         "method": config.method.describe(),
         "seed": config.seed,
         "basis": config.stack.basis,
         "precision": config.trainer.precision,
+        "prompts": digest_groups(groups) if groups else None,
+        "prompts_padding": config.model.prompt_padding if groups else None,
     }
     # Whether the next three are as configured is decided by method and basis, which are compared above.
     if stored.get("form") == "dense":
@@ -122,6 +150,20 @@ def _refuse_other_settings(config: Config) -> None:
     if stored.get("normalize") != "both":
         settings["normalize"] = config.stack.normalize
     _refuse_other_store(config, settings)
+
+
+def _refuse_held_store(config: Config) -> None:
+    """Refuse a store that another job writes; whoever starts at the same moment is refused when the store is opened.
+
+    Every rank asks: those of its own job cannot have opened the store, which they do together, once all are there.
+
+    Raises:
+        StoreError: A process holds it; the message says which.
+        StoreDiskError: The disk refuses.
+    """
+    folder = Path(config.output)
+    with disk_errors(folder):
+        refuse_if_held(folder)
 
 
 def _refuse_other_store(config: Config, identity: Mapping[str, Any]) -> None:
@@ -135,19 +177,21 @@ def _refuse_other_store(config: Config, identity: Mapping[str, Any]) -> None:
         StoreError: The store was written with another one.
     """
     stored = _stored_identity(config)
-    if stored:
+    # A store may say nothing of the outline.
+    if stored and (_OUTLINE in stored or _OUTLINE not in identity):
         theirs = {name: stored[name] for name in identity if name in stored}
         require_same_identity(Path(config.output), theirs, identity)
 
 
 def _stored_identity(config: Config) -> dict[str, Any]:
-    """Return the identity of the store that this run would go on with; empty where there is none."""
+    """Return what names the store that this run would go on with: its identity and more; empty where there is none."""
     folder = Path(config.output)
     with disk_errors(folder):
         if config.overwrite or not (folder / MANIFEST).is_file():
             return {}
-        identity: dict[str, Any] = read_manifest(folder)["identity"]
-    return identity
+        manifest = read_manifest(folder)
+    beside = {name: manifest[name] for name in ("basis_sha256", _OUTLINE) if name in manifest}
+    return {**manifest["identity"], **beside}
 
 
 def make_explainer(config: Config) -> Explainer:
@@ -204,8 +248,9 @@ def make_trainer(config: TrainerConfig, callbacks: Sequence[lightning.Callback])
             accelerator=config.accelerator,
             devices=config.devices,
             num_nodes=config.num_nodes,
-            # Mixed precision is the model's own: under Lightning's, sums and residuals would be rounded as well.
-            precision="64-true" if config.precision == "64-true" else "32-true",
+            # Precision is the model's own: Lightning's mixed one would round sums and residuals as well, and its
+            # double one rebuilds every batch, which ours does not stand.
+            precision="32-true",
             inference_mode=False,
             logger=False,
             enable_checkpointing=False,
@@ -218,6 +263,9 @@ def make_trainer(config: TrainerConfig, callbacks: Sequence[lightning.Callback])
         reason = " ".join(str(error).split()).rstrip(".")
         raise ConfigError(f"Lightning refuses the trainer ({reason}); correct trainer.* or the launcher.") from None
     _require_all_processes(trainer.num_devices * trainer.num_nodes)
+    if isinstance(trainer.strategy, DDPStrategy):
+        # The strategy is Lightning's own choice, which to name one would take away.
+        trainer.strategy._timeout = _PATIENCE
     return trainer
 
 

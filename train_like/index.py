@@ -10,13 +10,16 @@ import json
 import os
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Literal, Self
 
 from braceexpand import braceexpand
 
 from mapstack.errors import ShardError
+from train_like.errors import StoppedError
 from train_like.tarwalk import ShardReader, TarMember, scheme_of, walk_tar
+from train_like.watchdog import watch
 
 # The whole of what is ever opened. Pickles and whatever else could run code are not among it.
 IMAGE_SUFFIXES = ("jpeg", "jpg", "png", "dcm")
@@ -158,7 +161,27 @@ def split_name(name: str) -> tuple[str, str] | None:
     return None
 
 
-def index_shards(shards: Sequence[str], *, duplicates: Literal["fail", "first"] = "fail") -> ShardIndex:
+def outline_shards(shards: Sequence[str]) -> str:
+    """Return a sha256 over the names (without folders) and sizes of shards, of which the index' digest is made, too.
+
+    It is known at once, where the walk takes minutes: shards of another outline never have the same digest.
+
+    Args:
+        shards: As `expand_shards` answers.
+    """
+    digest = hashlib.sha256()
+    for shard in shards:
+        size = None
+        if scheme_of(shard) == "file":
+            with suppress(OSError):  # the walk will say so
+                size = os.path.getsize(shard)
+        digest.update(_line(os.path.basename(shard), size))
+    return digest.hexdigest()
+
+
+def index_shards(
+    shards: Sequence[str], *, duplicates: Literal["fail", "first"] = "fail", timeout_s: float | None = None
+) -> ShardIndex:
     """Walk every shard and list its samples.
 
     Consecutive members with one key are a sample. A shard that is cut or damaged is walked up to that place: its whole
@@ -170,18 +193,34 @@ def index_shards(shards: Sequence[str], *, duplicates: Literal["fail", "first"] 
         shards: As `expand_shards` answers.
         duplicates: What happens where a key comes back, in the same shard or in another: `fail`, or the `first` is
             taken and the others become problems.
+        timeout_s: How long a shard may give nothing [s]; None for any time.
 
     Raises:
         ShardError: A key comes back, and `duplicates` is `fail`.
+        StoppedError: A shard gives nothing any more.
     """
     indexer = _Indexer()
-    for shard in shards:
-        indexer.add_shard(shard)
+    if timeout_s is None:
+        indexer.add_shards(shards)
+    else:
+        _add_watched(indexer, shards, timeout_s)
     if indexer.repeats and duplicates == "fail":
         raise ShardError(_name_duplicates(indexer.repeats, indexer.homes))
     return ShardIndex(
         tuple(indexer.entries), tuple(indexer.problems), tuple(shards), indexer.n_ignored, indexer.hash.hexdigest()
     )
+
+
+def _add_watched(indexer: "_Indexer", shards: Sequence[str], timeout_s: float) -> None:
+    try:
+        watch(lambda: indexer.add_shards(shards), lambda: indexer.progress, timeout_s)
+    except TimeoutError:
+        indexer.abandon()
+        n_walked, _ = indexer.progress
+        raise StoppedError(
+            f"reading the shards stopped ('{shards[n_walked - 1]}' has given nothing for {timeout_s:g} s while "
+            "samples were counted); see data.timeout_s; the same command goes on."
+        ) from None
 
 
 def _name_duplicates(repeats: list[tuple[str, str]], homes: dict[str, str]) -> str:
@@ -232,6 +271,30 @@ class _Indexer:
         self.repeats: list[tuple[str, str]] = []
         self.n_ignored = 0
         self.hash = hashlib.sha256()
+        self._n_begun = 0
+        self._reader: ShardReader | None = None
+        self._is_abandoned = False
+
+    @property
+    def progress(self) -> tuple[int, int]:
+        """How many shards were begun, and how far the last one was read [byte]."""
+        reader = self._reader  # another thread sets it
+        return self._n_begun, 0 if reader is None else reader.position
+
+    def abandon(self) -> None:
+        """Begin no other shard; for another thread, while this one hangs."""
+        self._is_abandoned = True
+        reader = self._reader
+        if reader is not None:
+            reader.abandon()
+
+    def add_shards(self, shards: Sequence[str]) -> None:
+        for shard in shards:
+            if self._is_abandoned:
+                return
+            self._reader = None
+            self._n_begun += 1
+            self.add_shard(shard)
 
     def add_shard(self, shard: str) -> None:
         self._record(os.path.basename(shard))
@@ -240,6 +303,7 @@ class _Indexer:
         damage: str | None = None
         try:
             with ShardReader(shard) as reader:
+                self._reader = reader
                 self._record(reader.size)
                 for member in walk_tar(reader):
                     group = self._add_member(shard, group, member)
@@ -304,5 +368,9 @@ class _Indexer:
             self._record(entry.key, [(member.suffix, member.offset, member.size) for member in entry.members])
 
     def _record(self, *values: object) -> None:
-        # JSON keeps apart what mere joining would not: ("a", "bc") and ("ab", "c").
-        self.hash.update(json.dumps(values).encode("ascii") + b"\n")
+        self.hash.update(_line(*values))
+
+
+def _line(*values: object) -> bytes:
+    # JSON keeps apart what mere joining would not: ("a", "bc") and ("ab", "c").
+    return json.dumps(values).encode("ascii") + b"\n"

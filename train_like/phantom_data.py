@@ -1,6 +1,7 @@
 """Phantoms as training pairs: pictures, what is visible in them and where, and sentences that say so."""
 
 import multiprocessing
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -82,7 +83,7 @@ def _cached(path: Path, draw: Callable[[int], list[_Drawn]], seeds: range) -> Ph
         with multiprocessing.get_context("forkserver").Pool() as pool:
             shown = tqdm(pool.imap(draw, seeds, chunksize=8), total=len(seeds), desc=path.stem, file=sys.stderr)
             pixels, masks, labels, sentences = zip(*chain.from_iterable(shown), strict=True)
-        partial_path = path.with_suffix(".partial.npz")
+        partial_path = path.with_suffix(f".{os.getpid()}.partial.npz")  # two runs may draw the same
         np.savez(partial_path, pixels=pixels, masks=masks, labels=labels, sentences=np.array(sentences))
         partial_path.replace(path)
     with np.load(path, allow_pickle=False) as stored:
@@ -94,9 +95,13 @@ def _is_current(path: Path, draw: Callable[[int], list[_Drawn]], seeds: range) -
     """Say whether a file holds what would be drawn now: phantoms change with the code that draws them."""
     if not path.exists():
         return False
-    drawn = [pixels for seed in seeds[:_N_CHECKED] for pixels, *_ in draw(seed)]
+    drawn = [film for seed in seeds[:_N_CHECKED] for film in draw(seed)]
     with np.load(path, allow_pickle=False) as stored:
-        return np.array_equal(stored["pixels"][: len(drawn)], drawn)
+        names = ("pixels", "masks", "labels", "sentences")
+        return all(
+            np.array_equal(stored[name][: len(drawn)], values)
+            for name, values in zip(names, zip(*drawn, strict=True), strict=True)
+        )
 
 
 def _draw_phantom(seed: int) -> list[_Drawn]:

@@ -18,21 +18,22 @@ from tqdm import tqdm
 
 from mapstack.basis import Basis
 from mapstack.config import Config
-from mapstack.errors import ConfigError, StoreError
+from mapstack.errors import ConfigError, ShardError, StoreError
 from mapstack.figures import overlay_figure, save
 from mapstack.geometry import Geometry
+from mapstack.images import Picture
 from mapstack.models import load_text_tower
 from mapstack.readouts import TextReadout
-from mapstack.stack import OcclusionStack, Stack
 from mapstack.store import Record, Store, member_name
-from mapstack.stored_stack import read_basis, read_stack
-from train_like.errors import DONE
+from mapstack.stored_stack import describe_maps, read_basis, read_stack
+from train_like.errors import DONE, SOME_FAILED
 from train_like.pictures import ShardPictures
 from train_like.result import Result
+from train_like.texts import tell_truncated
 
 # Reading, checking and decoding a record keeps a core busy for longer than a disk needs to give it.
 _MAX_THREADS = 4
-_KEPT = ("n_steps", "is_converged", "map_error", "geometry", "sha256")  # what a map's json repeats of its record
+_KEPT = ("geometry", "sha256")  # what a map's json repeats of its record, beside what `describe_maps` tells
 
 
 @dataclass(frozen=True)
@@ -52,12 +53,16 @@ def project(config: Config) -> Result:
     For each sample: `KEY.maps.npy` (texts, height, width; model-input frame), `KEY.json` (names, logits, residuals)
     and, where pictures are asked for, `KEY.NUMBER-LABEL.png`, the overlay on the original picture.
 
+    Of a store that is not complete what is there is projected, and the result says what is not.
+
     Raises:
         ConfigError: No texts are configured.
+        ShardError: A picture cannot be read, or is not the one that the store explains under its key.
         SpanError: A text lies outside the span of the store's basis.
         StoreError: The store is damaged, or was written with other weights than the configured checkpoint's.
     """
     store = Store(config.output)
+    account = _account(store)
     readout = _make_readout(config, store)
     basis = read_basis(store.manifest, store.basis)
     if basis is not None:
@@ -70,22 +75,33 @@ def project(config: Config) -> Result:
     def make(key: str) -> Projection:
         return project_record(store.read(key, check=True), store.manifest, basis, readout, config.stack.map_size)
 
+    # A free text may name a patient, and a file's name is seen by more people than its content.
+    slugs = ["text" if group.is_free else slug(group.name) for group in readout.groups]
     residual: float | None = None
     for projection in tqdm(_work_ahead(keys, make), desc="project", unit="image", file=sys.stderr, total=len(keys)):
         for value in projection.info["residual"] or []:
             residual = max(residual or 0.0, abs(value))
         _write(projection, output)
         if pictures is not None:
-            # A free text may name a patient, and a file's name is seen by more people than its content.
-            slugs = [slug(name) if config.prompts.file else "text" for name in projection.info["names"]]
-            _draw(projection, pictures.read(projection.key), output, store.manifest, slugs)
+            picture = pictures.read_picture(projection.key)
+            _require_same_picture(projection, picture)
+            _draw(projection, np.asarray(picture.image), output, store.manifest, slugs)
     summary = {
         "output": str(output),
         "samples": len(keys),
         "texts": readout.n_rows,
         "largest_residual": residual,
+        **account,
     }
-    return Result(DONE, summary)
+    is_whole = store.manifest["complete"] and not account["failed"]
+    return Result(DONE if is_whole else SOME_FAILED, summary)
+
+
+def _account(store: Store) -> dict[str, int | None]:
+    """Count the samples that have no map: how many were expected, those that failed, and those that nobody named."""
+    expected, n_failed = store.manifest["totals"]["expected"], len(store.failures())
+    n_missing = None if expected is None else max(0, expected - len(store) - n_failed)
+    return {"expected": expected, "failed": n_failed, "missing": n_missing}
 
 
 def _work_ahead(keys: Sequence[str], make: Callable[[str], Projection]) -> Iterator[Projection]:
@@ -120,6 +136,7 @@ def _make_readout(config: Config, store: Store) -> TextReadout:
             f"stack store '{config.output}' was written with weights {written_with[:12]}..., the checkpoint has "
             f"{text.fingerprint[:12]}...; texts must come from the same model; set model.checkpoint to that one."
         )
+    tell_truncated(groups, text)
     return TextReadout(groups, text, normalize=config.stack.normalize)
 
 
@@ -140,24 +157,11 @@ def project_record(
         "names": [group.name for group in readout.groups],
         "logits": readout.logits(stack.embedding)[0].tolist(),
         "residual": None if residual is None else residual[0].tolist(),
-        "completeness": manifest["completeness"],
-        "linear": bool(manifest["is_linear"] and readout.is_linear),
-        "route": record.info["route"],
-        "method": manifest["identity"]["method"]["name"],
         "normalize": readout.normalize,
-        **_describe_span(stack, directions),
+        **describe_maps(record, manifest, stack, readout),
         **{name: record.info[name] for name in _KEPT if name in record.info},
     }
     return Projection(record.key, maps[0], stack.density, Geometry.from_dict(record.info["geometry"]), info)
-
-
-def _describe_span(stack: Stack | OcclusionStack, directions: torch.Tensor) -> dict[str, Any]:
-    if isinstance(stack, OcclusionStack) or stack.basis is None:
-        return {}
-    return {
-        "share_outside_span": stack.basis.share_outside(directions[0]).tolist(),
-        "missing_share": stack.missing_share(directions)[0].tolist(),
-    }
 
 
 def _write(projection: Projection, output: Path) -> None:
@@ -167,6 +171,21 @@ def _write(projection: Projection, output: Path) -> None:
     (output / f"{name}.maps.npy").write_bytes(buffer.getvalue())
     text = json.dumps({"key": projection.key, **projection.info}, allow_nan=False, indent=2)
     (output / f"{name}.json").write_text(text + "\n", encoding="utf-8")
+
+
+def _require_same_picture(projection: Projection, picture: Picture) -> None:
+    """Refuse to draw a map on another picture that happens to have its key.
+
+    Raises:
+        ShardError: It is another one.
+    """
+    explained = projection.info.get("sha256")
+    if picture.sha256 != explained:
+        raise ShardError(
+            f"key {ascii(projection.key)} has a picture of sha256 {picture.sha256[:12]}... in the shards, the store "
+            f"explains {str(explained)[:12]}...; a map is drawn on its own picture only; set data.shards to what the "
+            "store was made from, or project.pictures=false."
+        )
 
 
 def _draw(projection: Projection, picture: Any, output: Path, manifest: dict[str, Any], slugs: Sequence[str]) -> None:

@@ -138,6 +138,17 @@ class ShardReader:
         self._refuse_bomb()
         return data
 
+    @property
+    def position(self) -> int:
+        """How far the unpacked shard was read [byte]."""
+        return self._position
+
+    def abandon(self) -> None:
+        """End the program that a URL is read through, if there is one, and with it a read that waits for it."""
+        program = getattr(self._raw, "proc", None)
+        if program is not None:
+            program.kill()
+
     def _skip_to(self, offset: int) -> None:
         if self._failure:
             # After a failed read the place in the stream is unknown: what comes next could be another sample's bytes.

@@ -1,5 +1,6 @@
 """Writing what the loop makes: opens the store, commits every batch, closes the account."""
 
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,7 +29,7 @@ from train_like.local_ranks import LocalRanks
 from train_like.ranks import LOST_RANK, Ranks
 from train_like.signals import TerminationFlag
 from train_like.size import RecordSize
-from train_like.source import share
+from train_like.source import divide, share
 
 _MIN_SAMPLES_BEFORE_ABORT = 100
 _N_WEIGHED = 16
@@ -47,7 +48,8 @@ class StoreCallback(BasePredictionWriter):
         index: All samples of the job.
         record_size: What a record will take.
         overwrite: Discard what the folder holds.
-        max_bad_share: Stop when more than this share of this rank's samples is bad.
+        max_bad_share: Stop when more than this share of this rank's samples is bad: those that fail in the loop, and
+            with them its part of those that the index names.
 
     Attributes:
         local_ranks: The ranks that hang on this process.
@@ -82,6 +84,7 @@ class StoreCallback(BasePredictionWriter):
         self._n_expected = index.n_expected
         self._n_done_before = 0
         self._n_share = 0
+        self._n_named = 0
         self._is_weighed = False
         self.record_size = record_size
         self.n_bytes_estimated = 0
@@ -98,6 +101,7 @@ class StoreCallback(BasePredictionWriter):
             raise TypeError(f"trainer has {type(data).__name__} as data; a store is filled from ShardData.")
         data.entries = self._still_to_do(done)
         self._n_share = len(share(data.entries, trainer.global_rank, trainer.world_size))
+        self._n_named = len(divide(len(self._index.problems), trainer.global_rank, trainer.world_size))
         compress = self._manifest["identity"]["compress"]
         self._writer = BackgroundWriter(self._folder, run, trainer.global_rank, compress)
 
@@ -186,7 +190,7 @@ class StoreCallback(BasePredictionWriter):
         """
 
         def check() -> None:
-            self._check_share(self._stored.n_failures, self._n_done_before + self.n_seen)
+            self._require_few_bad()
             self._weigh(trainer.world_size)
 
         self._require_writer().submit(prediction, check)
@@ -229,6 +233,12 @@ class StoreCallback(BasePredictionWriter):
         """Whether SIGTERM has come."""
         return self._termination.is_set
 
+    def _require_few_bad(self) -> None:
+        """Add up what the loop and the index found; of the latter as large a part as that of the work that is done."""
+        n_seen = self._n_done_before + self.n_seen
+        n_named = self._n_named * n_seen // max(1, self._n_done_before + self._n_share)
+        self._check_share(self._stored.n_failures + n_named, n_seen + n_named)
+
     def _check_share(self, n_bad: int, n_seen: int) -> None:
         if n_seen >= _MIN_SAMPLES_BEFORE_ABORT and n_bad > self._max_bad_share * n_seen:
             raise StoppedError(
@@ -243,7 +253,7 @@ class StoreCallback(BasePredictionWriter):
             StoppedError: Too many samples are bad.
         """
         self._require_writer().flush()
-        self._check_share(self._stored.n_failures, self._n_done_before + self.n_seen)
+        self._require_few_bad()
         self._close_account(is_early=False)
 
     def _close_account(self, *, is_early: bool) -> None:
@@ -293,13 +303,14 @@ def _size_of_store(folder: Path) -> int:
 def name_problems(index: ShardIndex) -> dict[str, Problem]:
     """Name each problem for the list of failures, so that it is counted once and hides no sample.
 
-    A damaged shard has no key, and a key that comes again belongs to a sample that may well be done.
+    A damaged shard has no key, and a key that comes again belongs to a sample that may well be done. Such a name holds
+    no folder: a run that goes on under another mount would count its problem again.
     """
     keys = {entry.key for entry in index.entries}
     named: dict[str, Problem] = {}
-    for problem in index.problems:
+    for number, problem in enumerate(index.problems):
         name = problem.key
         if name is None or name in keys or name in named:
-            name = f"{name or 'shard'} [{len(named)} in {problem.shard}]"
+            name = f"{name or 'shard'} [{number} in {os.path.basename(problem.shard)}]"
         named[name] = problem
     return named

@@ -93,16 +93,6 @@ class Encoding:
         return {"stack": rounded} if scale is None else {"stack": rounded, "scale": scale}
 
 
-def decode(arrays: Mapping[str, NDArray[Any]]) -> Tensor:
-    """Turn the arrays of a record back into a float32 stack [rows, height, width].
-
-    Raises:
-        StoreError: The arrays are not those of a stack.
-    """
-    mixing, maps = decode_factors(arrays)
-    return maps if mixing is None else torch.tensordot(mixing, maps, dims=1)
-
-
 def decode_factors(arrays: Mapping[str, NDArray[Any]]) -> tuple[Tensor | None, Tensor]:
     """Read the arrays of a record without multiplying them out.
 

@@ -8,7 +8,7 @@ picture, since nothing bounds it from outside: on random weights it is nearly fu
 import torch
 from torch import Tensor
 
-from mapstack.codecs.rounding import round_rows, rounding_energies, row_maxima
+from mapstack.codecs.rounding import round_rows, rounding_energies, row_maxima, to_where_doubles_are
 
 _DTYPES = (torch.int8, torch.float16, torch.float32)
 # The share of the error (squared) that rounding may take. What int8 takes shows only in its rows, so enough of them are
@@ -60,8 +60,8 @@ class _Spectrum:
     """
 
     def __init__(self, stack: Tensor) -> None:
-        rows = stack.reshape(len(stack), -1)
-        gram = torch.zeros(len(rows), len(rows), dtype=torch.float64, device=stack.device)
+        rows = to_where_doubles_are(stack.reshape(len(stack), -1))
+        gram = torch.zeros(len(rows), len(rows), dtype=torch.float64, device=rows.device)
         for start in range(0, rows.shape[1], _PIXELS_PER_BLOCK):
             wide = rows[:, start : start + _PIXELS_PER_BLOCK].double()  # squares would lose float32's digits
             gram.addmm_(wide, wide.T)
@@ -69,7 +69,7 @@ class _Spectrum:
         energies = energies.clamp_min(0).cpu()  # rounding makes some of the smallest negative
         self.total = float(gram.trace())
         self.left_out = torch.cat([energies.cumsum(0).flip(0), energies.new_zeros(1)])
-        self.vectors = vectors.flip(1).float()
+        self.vectors = vectors.flip(1).float().to(stack.device)
 
     def least_rank(self, allowed: float) -> int:
         """Return the smallest rank, at least 1, that leaves out no more than what is allowed."""

@@ -71,13 +71,18 @@ def restore_rows(rounded: Tensor, scale: Tensor | None) -> Tensor:
 
 def rounding_energies(stack: Tensor, rounded: Tensor, scale: Tensor | None) -> Tensor:
     """Return for each row the sum of the squares of what rounding has changed, float64 [rows]."""
-    energies = torch.zeros(len(stack), dtype=torch.float64, device=stack.device)
+    energies = to_where_doubles_are(torch.zeros(len(stack), device=stack.device)).double()
     if scale is None:
         return energies
     for rows in _row_blocks(stack):
-        lost = stack[rows] - rounded[rows] * scale[rows, None, None]
+        lost = to_where_doubles_are(stack[rows] - rounded[rows] * scale[rows, None, None])
         energies[rows] = lost.double().square_().sum(dim=(-2, -1))  # squares leave float32's range
     return energies
+
+
+def to_where_doubles_are(values: Tensor) -> Tensor:
+    """Return a tensor where it can be made float64: on its own device, or on the CPU where that is Apple's GPU."""
+    return values.cpu() if values.device.type == "mps" else values
 
 
 def _row_blocks(stack: Tensor) -> Iterator[slice]:

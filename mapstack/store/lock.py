@@ -8,10 +8,11 @@ has to be judged by a pid or by a clock; what the file says is only told to the 
 import fcntl
 import json
 import os
+import random
 import time
 import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,31 @@ class FolderLock:
         except BaseException:
             self.release()
             raise
+
+
+def refuse_if_held(folder: Path) -> None:
+    """Refuse a folder that another job holds, before anything slow is done; nothing is written, and no lock is kept.
+
+    Every rank of a job that starts may ask, at the same moment: each has the lock for as long as it asks, so that only
+    who finds it taken again and again is refused.
+
+    Raises:
+        StoreError: A process of another job holds it; the message says which.
+        StoreDiskError: The file system has no locks.
+    """
+    try:
+        fd = os.open(folder / LOCK, os.O_RDWR)
+    except (FileNotFoundError, NotADirectoryError):  # nobody has written there
+        return
+    try:
+        for _ in range(_N_LOOKS):
+            with suppress(OSError):
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            time.sleep(random.uniform(0, 2 * _LOOK_S))
+        _flock(folder, fd, fcntl.LOCK_EX)
+    finally:
+        os.close(fd)
 
 
 _HELD: weakref.WeakSet[FolderLock] = weakref.WeakSet()

@@ -16,6 +16,7 @@ FORMAT_VERSION = 2
 
 _READABLE_VERSIONS = (1, 2)
 _IMPLIED = {"precision": "32-true"}  # of a store that says nothing of it
+_UNTOLD = ("prompts", "prompts_padding")  # by an earlier mapstack: its stores are gone on with, whatever they were
 _MAX_SHOWN = 80
 
 
@@ -96,7 +97,8 @@ def require_same_identity(folder: Path, stored: Mapping[str, Any], given: Mappin
         StoreError: A field differs; the first is named with both values.
     """
     ours, theirs = _IMPLIED | _flatten(given), _IMPLIED | _flatten(stored)
-    differing = sorted(name for name in ours.keys() | theirs.keys() if _show(ours, name) != _show(theirs, name))
+    compared = (ours.keys() | theirs.keys()).difference(name for name in _UNTOLD if name not in theirs)
+    differing = sorted(name for name in compared if _show(ours, name) != _show(theirs, name))
     if not differing:
         return
     first, others = differing[0], differing[1:]

@@ -243,5 +243,14 @@ def _basis_file(basis: NDArray[np.floating[Any]]) -> bytes:
     return file.getvalue()
 
 
+def digest_basis(basis: NDArray[np.floating[Any]] | None) -> str | None:
+    """Return what the manifest will say as `basis_sha256`: of the file in which the basis is stored; None for the axes.
+
+    Raises:
+        InputError: The basis cannot be stored.
+    """
+    return None if basis is None else sha256(_basis_file(basis)).hexdigest()
+
+
 def _digest(path: Path) -> str | None:
     return sha256(path.read_bytes()).hexdigest() if path.exists() else None

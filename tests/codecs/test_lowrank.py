@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from mapstack.codecs import Encoding, decode, decode_factors
+from mapstack.codecs import Encoding, decode_factors
+from tests.codecs.decoding import restore
 
 ERRORS = (0.5, 0.1, 0.003, 1e-4)
 finite_stacks = arrays(np.float32, (3, 2, 5), elements=st.floats(-(2.0**126), 2.0**126, width=32))
@@ -24,10 +25,6 @@ def stack_of_spectrum(singular: np.ndarray, side: int = 16, scale: float = 1.0) 
 
 def encode(stack: np.ndarray, max_error: float = 0.02) -> dict[str, np.ndarray]:
     return Encoding("lowrank", max_error).encode(torch.from_numpy(stack))
-
-
-def restore(encoded: dict[str, np.ndarray]) -> np.ndarray:
-    return decode(encoded).numpy()
 
 
 def error_of(stack: np.ndarray, restored: np.ndarray) -> float:

@@ -53,7 +53,6 @@ FAULTS: dict[str, tuple[Callable[[int], None], tuple[int, int]]] = {
     "SIGINT": (lambda pid: os.kill(pid, signal.SIGINT), (STOPPED, STOPPED)),
     "an exception": (fail_writing, (STOPPED, STOPPED)),
 }
-N_SHORT = 2
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +88,9 @@ def hit(process: subprocess.Popen[str], store: Path, rank: int, happen: Callable
 @pytest.mark.fault("W5")
 @pytest.mark.fault("W6")
 @pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("name", FAULTS)
 def test_no_fault_of_a_rank_goes_unnoticed_or_loses_a_record(
+    name: str,
     rank: int,
     job_config: Path,
     tmp_path: Path,
@@ -100,14 +101,14 @@ def test_no_fault_of_a_rank_goes_unnoticed_or_loses_a_record(
 ) -> None:
     """After each the same command, with two ranks or with one, completes the store; in the long form, at any moment."""
     is_long = bool(pytestconfig.getoption("--long"))
-    rng = random.Random(rank)
+    rng = random.Random(f"{name} of rank {rank}")
+    happen, expected = FAULTS[name]
     two = [*EXTRACT, job_config, *SLOW, "trainer.devices=2"]
     codes, longest_s = [], 0.0
-    trials = list(FAULTS) * campaign(1, 4)
-    for number, name in enumerate(trials if is_long else trials[:N_SHORT]):
-        happen, expected = FAULTS[name]
+    for number in range(campaign(1, 4)):
         store = tmp_path / f"store-{number}"
-        with processes([*two, f"output={store}", f"data.num_workers={number % 2}"]) as (process,):
+        n_workers = (list(FAULTS).index(name) + number) % 2
+        with processes([*two, f"output={store}", f"data.num_workers={n_workers}"]) as (process,):
             seconds = hit(process, store, rank, happen, rng.uniform(0, 2) if is_long else 0)
             end = ended(process)
         longest_s = max(longest_s, seconds)
@@ -116,7 +117,7 @@ def test_no_fault_of_a_rank_goes_unnoticed_or_loses_a_record(
         if end.code == TERMINATED:
             assert end.line["status"] == "terminated"
             assert not list(store.glob("*.partial"))
-        codes.append(f"{name} {end.code}")
+        codes.append(str(end.code))
         if is_long:
             (again,) = run([*two, f"output={store}"])
             assert again.code == 0, again.err
@@ -124,10 +125,8 @@ def test_no_fault_of_a_rank_goes_unnoticed_or_loses_a_record(
             assert main(["extract", str(job_config), *SLOW, f"output={store}"]) == 0
         assert record_bytes(store) == uninterrupted
     assert longest_s < TIMEOUT_S / 2
-    figure(
-        f"rank {rank} of 2: {len(codes)} of {len(codes)}, 0 records lost, 0 processes left, over within "
-        f"{longest_s:.1f} s; exit codes: {', '.join(dict.fromkeys(codes))}"
-    )
+    ended_with = f"exit code {' or '.join(dict.fromkeys(codes))} within {longest_s:.1f} s"
+    figure(f"{name} at rank {rank} of 2, {len(codes)} times: {ended_with}, 0 records lost, 0 processes left")
 
 
 def has_started_a_rank(pid: int) -> bool:

@@ -7,9 +7,11 @@ from typing import Any
 
 import pytest
 
+from mapstack.store.manifest import read_manifest, write_manifest
 from tests.train_like.jobs import Ended, samples, write_shard
 from tests.train_like.launched import EXTRACT, run
 from train_like import extract
+from train_like.index import expand_shards
 from train_like.module import StackModule
 
 Command = Callable[..., Ended]
@@ -32,7 +34,7 @@ SETTINGS = {
     "seed=1": "seed = 0, this run has 1",
 }
 INPUTS = {"model.checkpoint=OTHER": "weights", "data.shards=OTHER": "shards"}
-TEXTS = {"prompts.texts=[heart, left nodule]": "basis_sha256"}
+TEXTS = {"prompts.texts=[heart, left nodule]": "prompts", "prompts.texts=[no nodule, heart]": "prompts"}
 LIMIT_S = 1.0
 
 
@@ -100,6 +102,69 @@ def test_other_settings_are_refused_before_shards_are_walked_and_a_model_is_load
         assert ended.code == 3, override
         assert f"was written with {field}" in ended.err
     figure(f"{len(SETTINGS)} of {len(SETTINGS)} other settings are refused from the configuration alone")
+
+
+@pytest.mark.fault("W6")
+def test_other_inputs_are_refused_before_the_samples_are_counted(
+    job_config: Path,
+    command: Command,
+    monkeypatch: pytest.MonkeyPatch,
+    job_shards: str,
+    other_shard: Path,
+    other_checkpoint: Path,
+    figure: Figure,
+) -> None:
+    """To walk an archive takes minutes. All but other weights is told without a model, too."""
+    assert command("extract", job_config, *PROMPTS, "data.limit=1").code == 0
+
+    def wait(*_: Any, **__: Any) -> None:
+        pytest.fail("it was not refused before")
+
+    monkeypatch.setattr(extract, "index_shards", wait)
+    first, second = expand_shards(job_shards)
+    inputs = {f"data.shards={each}": "shards_outline" for each in (other_shard, first, f"{second}::{first}")}
+    inputs |= {f"model.checkpoint={other_checkpoint}": "weights", **TEXTS}
+    longest_s: dict[str, float] = {}
+    for override, field in inputs.items():
+        with monkeypatch.context() as patch:
+            if field != "weights":
+                patch.setattr(extract, "load_model", wait)
+            since = time.perf_counter()
+            ended = command("extract", job_config, *changed(override))
+            longest_s[field] = max(longest_s.get(field, 0), time.perf_counter() - since)
+        assert ended.code == 3, override
+        assert f"was written with {field} = " in ended.err
+    assert max(longest_s.values()) < 10 * LIMIT_S
+    each_s = ", ".join(f"{field} {seconds:.2f} s" for field, seconds in longest_s.items())
+    figure(f"{len(inputs)} other inputs refused before a shard is walked: {each_s}")
+
+
+@pytest.mark.fault("W6")
+def test_what_names_and_sizes_of_shards_do_not_tell_is_refused_by_the_walk(
+    write_config: Callable[[str | Path], Path], command: Command, tmp_path: Path, figure: Figure
+) -> None:
+    """Another key in a shard of the same size; and whatever differs from a store that does not say them."""
+    shard = write_shard(tmp_path / "a.tar", samples(2))
+    config = write_config(shard)
+    assert command("extract", config, "data.limit=1").code == 0
+    renamed, moved, longer = (tmp_path / name / "a.tar" for name in ("renamed", "moved", "longer"))
+    for path in (renamed, moved, longer):
+        path.parent.mkdir()
+    write_shard(renamed, [("1.2.9" if key == "1.2.1" else key, members) for key, members in samples(2)])
+    assert renamed.stat().st_size == shard.stat().st_size
+    write_shard(longer, samples(9))
+    ended = command("extract", config, f"data.shards={renamed}")
+    assert (ended.code, ended.line["status"]) == (3, "wrong_store")
+    assert "was written with shards = " in ended.err
+    manifest = read_manifest(tmp_path / "store")
+    del manifest["shards_outline"]
+    write_manifest(tmp_path / "store", manifest)
+    assert "was written with shards = " in command("extract", config, f"data.shards={longer}").err
+    # The same one in another folder; from then on the store says it.
+    shard.rename(moved)
+    assert command("extract", config, f"data.shards={moved}").line["computed_by_rank_0"] == 1
+    assert "was written with shards_outline = " in command("extract", config, f"data.shards={longer}").err
+    figure("2 shards that differ inside refused by the walk; the same shard in another folder: 1 of 2 computed")
 
 
 def test_what_decides_no_byte_is_not_compared(job_config: Path, command: Command) -> None:

@@ -1,14 +1,18 @@
+import fcntl
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from mapstack.errors import StoreDiskError, StoreError
 from mapstack.store import StoreWriter, open_store_for_writing
+from mapstack.store.lock import refuse_if_held
 
 HOLD = """
 import sys, time
@@ -127,3 +131,56 @@ def test_a_file_system_without_locks_is_refused(tmp_path: Path, manifest, monkey
         StoreDiskError, match=r"cannot lock a file \(Function not implemented\); without a lock two jobs"
     ):
         open_store_for_writing(tmp_path / "store", manifest)
+
+
+def test_who_only_asks_changes_nothing(tmp_path: Path, manifest):
+    folder = tmp_path / "store"
+    refuse_if_held(folder)
+    folder.mkdir()
+    refuse_if_held(folder)
+    assert not list(folder.iterdir())
+    with open_store_for_writing(folder, manifest):
+        before = (folder / "store.lock").read_bytes()
+        with pytest.raises(StoreError, match=f"is being written by .*pid {os.getpid()} .rank 0"):
+            refuse_if_held(folder)
+        assert (folder / "store.lock").read_bytes() == before
+    refuse_if_held(folder)
+    open_store_for_writing(folder, manifest).close()
+
+
+def test_ranks_that_ask_at_once_do_not_refuse_each_other(tmp_path: Path, manifest, monkeypatch):
+    """Each has the lock while it asks: here for 2 ms, as over a network."""
+    folder = tmp_path / "store"
+    open_store_for_writing(folder, manifest).close()
+    n_ranks, met = 8, []
+    flock, together = fcntl.flock, threading.Barrier(n_ranks, timeout=20)
+
+    def lock_slowly(fd: int, operation: int) -> None:
+        try:
+            flock(fd, operation)
+        except BlockingIOError:
+            met.append(fd)
+            raise
+        time.sleep(0.002)
+
+    def ask() -> None:
+        together.wait()
+        refuse_if_held(folder)
+
+    monkeypatch.setattr("fcntl.flock", lock_slowly)
+    with ThreadPoolExecutor(n_ranks) as ranks:
+        for asked in [ranks.submit(ask) for _ in range(n_ranks)]:
+            asked.result()
+    assert met
+
+
+def test_a_file_system_without_locks_is_refused_at_once(tmp_path: Path, manifest, monkeypatch):
+    folder = tmp_path / "store"
+    open_store_for_writing(folder, manifest).close()
+
+    def unsupported(*_: object) -> None:
+        raise OSError(38, "Function not implemented")
+
+    monkeypatch.setattr("fcntl.flock", unsupported)
+    with pytest.raises(StoreDiskError, match="cannot lock a file"):
+        refuse_if_held(folder)

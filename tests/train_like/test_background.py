@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mapstack.errors import InputError, StoreDiskError, StoreError
+from mapstack.errors import StoreDiskError, StoreError
 from mapstack.store import (
     Failure,
     Packed,
@@ -241,12 +241,20 @@ def test_an_error_of_the_last_batch_is_not_lost(
     assert_whole(session, n_records=1)
 
 
-def test_what_cannot_be_stored_ends_the_writing(writer: BackgroundWriter, session: StoreSession) -> None:
-    writer.submit([record("a"), Record("b", {"stack": np.array([np.nan])}, {}), record("c")])
-    with pytest.raises(InputError, match="holds NaN or infinity"):
-        writer.close()
-    assert_whole(session, n_records=1)
-    assert "c" not in Store(session.folder)
+def test_what_cannot_be_stored_is_named_and_the_others_are_written(
+    writer: BackgroundWriter, session: StoreSession
+) -> None:
+    bad = Record("b", {"stack": np.array([np.nan])}, {"shard": "x.tar"})
+    worse = Record("d", {}, {"shard": "x.tar", "map_error": float("nan")})
+    writer.submit([record("a"), bad, record("c"), worse])
+    writer.close()
+    assert (writer.stored.n_records, writer.stored.n_failures) == (2, 2)
+    store = Store(session.folder)
+    assert store.keys() == ["a", "c"]
+    assert [(failure.key, failure.shard) for failure in store.failures()] == [("b", "x.tar"), ("d", "x.tar")]
+    assert all("holds" in failure.reason for failure in store.failures())
+    finish(session, 4)
+    assert verify(session.folder).is_sound
 
 
 def test_a_failing_seal_is_told(

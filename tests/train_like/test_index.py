@@ -1,13 +1,20 @@
+import os
 import pickle
 import subprocess
 import sys
+import threading
+import time
+from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 
 import pytest
 
 from mapstack.errors import ShardError
 from tests.train_like.tars import PAIRS, failed_keys, index_bytes, keys, tar_bytes, write_tar
-from train_like.index import expand_shards, index_shards, split_name
+from train_like.errors import StoppedError
+from train_like.index import expand_shards, index_shards, outline_shards, split_name
+from train_like.watchdog import watch
 
 
 def test_samples_carry_the_places_of_their_bytes(tmp_path: Path) -> None:
@@ -80,6 +87,64 @@ def test_digest_is_the_identity_of_the_shards(tmp_path: Path) -> None:
     ]
     assert digest not in [other.digest for other in others]
     assert len({other.digest for other in others}) == 4
+
+
+def test_outline_is_of_names_and_sizes_in_their_order(tmp_path: Path) -> None:
+    for folder in "ab":
+        (tmp_path / folder).mkdir()
+    shard, moved = (write_tar(tmp_path / folder / "s.tar", PAIRS) for folder in "ab")
+    named = write_tar(tmp_path / "b" / "t.tar", PAIRS)
+    outline = outline_shards([shard])
+    assert outline_shards([moved]) == outline
+    several = [[named], [shard, named], [named, shard], [shard, shard], []]
+    assert len({outline, *map(outline_shards, several)}) == 6
+    with open(moved, "ab") as file:
+        file.write(bytes(512))
+    assert outline_shards([moved]) != outline
+    assert outline_shards([str(tmp_path / "absent" / "s.tar")]) != outline
+    remote = ["s3://a/0.tar", "s3://b/0.tar", "s3://b/1.tar"]
+    assert len({outline_shards([url]) for url in remote}) == 2  # the name alone, which is all that is known
+
+
+@pytest.mark.fault("R14")
+def test_a_shard_that_hangs_while_samples_are_counted_is_noticed(tmp_path: Path, figure: Callable[[str], None]) -> None:
+    """A pipe that nobody writes to, among sound shards; it hangs where it is opened."""
+    sound, hanging = write_tar(tmp_path / "s.tar", PAIRS), tmp_path / "hanging.tar"
+    os.mkfifo(hanging)
+    start = time.perf_counter()
+    with pytest.raises(StoppedError, match=r"hanging.tar' has given nothing for 0.4 s while samples were counted"):
+        index_shards([sound, str(hanging), sound], timeout_s=0.4)
+    seconds = time.perf_counter() - start
+    assert seconds < 10 * (2 * 0.4)  # ten times the limit: machines differ
+    with open(hanging, "wb"):  # the thread that hangs there is let go
+        pass
+    deadline = time.monotonic() + 20
+    while any(thread.name == "watched" for thread in threading.enumerate()):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    figure(f"a shard that hangs while samples are counted is noticed after {seconds:.1f} s at a time limit of 0.4 s")
+
+
+def test_a_slow_shard_is_waited_for(tmp_path: Path) -> None:
+    """In all it takes longer than the time limit, which is for each piece."""
+    plain = index_shards([f"pipe:cat {write_tar(tmp_path / 's.tar', PAIRS)}"])
+    begin = "; sleep 0.5; ".join(f"dd if={tmp_path}/s.tar bs=1024 skip={i} count=1 status=none" for i in range(4))
+    slow = index_shards([f"pipe:{begin}; dd if={tmp_path}/s.tar bs=1024 skip=4 status=none"], timeout_s=0.9)
+    assert [(e.key, e.members) for e in slow.entries] == [(e.key, e.members) for e in plain.entries]
+
+
+def test_a_watched_walk_is_the_same_walk(tmp_path: Path) -> None:
+    shard = write_tar(tmp_path / "s.tar", [*PAIRS, ("k.json", b"{}")])
+    assert index_shards([shard], timeout_s=60) == index_shards([shard])
+    with pytest.raises(ShardError, match="duplicate keys"):
+        index_shards([shard, shard], timeout_s=60)
+
+
+def test_what_goes_on_may_take_any_time_and_its_error_comes_out() -> None:
+    steps = count()
+    assert watch(lambda: time.sleep(0.3), lambda: next(steps), timeout_s=0.1) is None
+    with pytest.raises(ZeroDivisionError):
+        watch(lambda: 1 // 0, lambda: 0, timeout_s=60)
 
 
 def test_limit_keeps_problems_and_digest(tmp_path: Path) -> None:

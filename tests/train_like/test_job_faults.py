@@ -5,6 +5,7 @@ import math
 import os
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,9 @@ import numpy as np
 import pytest
 import torch
 
+from mapstack.explainer import Explainer
 from mapstack.models import EmbeddingModel
+from mapstack.stack import Stack
 from mapstack.store import Store
 from tests.train_like.jobs import Ended, failures, flat_png, record_arrays, samples, write_shard
 from train_like import extract
@@ -21,6 +24,7 @@ from train_like.index import ShardIndex, index_shards
 Command = Callable[..., Ended]
 WriteConfig = Callable[[str | Path], Path]
 Figure = Callable[[str], None]
+PAUSE_S = 613  # told apart from whatever else sleeps
 GARBAGE = b"\x89PNG\r\n\x1a\n and then nothing of a picture"
 
 
@@ -108,6 +112,49 @@ def test_the_job_does_not_begin_when_too_many_samples_are_no_samples(
     assert set(failures(tmp_path / "store")) == {"bare0", "bare1"}
 
 
+@pytest.fixture
+def costless(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Overrides of a job whose stacks cost nothing."""
+
+    def make_stack(self: Explainer, inputs: Any, *_: Any, **__: Any) -> Stack:
+        values = torch.ones(len(inputs), 512, 4, 4)
+        return Stack(values.mean(dim=(2, 3)), self.normalize, values, is_raw=True)
+
+    monkeypatch.setattr(Explainer, "stack", make_stack)
+    return ["method={name: gradient}", "stack={map_size: 4, codec: float16}", "data.batch_size=50"]
+
+
+@pytest.mark.fault("R7")
+def test_what_the_index_names_and_what_the_loop_finds_bad_is_added_up(
+    write_config: WriteConfig, command: Command, tmp_path: Path, costless: list[str], figure: Figure
+) -> None:
+    """Each alone would pass a limit of 1 %."""
+    good = [(f"good{i}", {"png": flat_png(i), "json": b"{}"}) for i in range(98)]
+    bare, broken = ("bare", {"json": b"{}"}), ("broken", {"png": GARBAGE, "json": b"{}"})
+    config = write_config(write_shard(tmp_path / "both.tar", [*good, bare, broken]))
+    for _ in range(2):  # found again where all the others are done
+        ended = command("extract", config, *costless)
+        assert (ended.code, ended.line["status"]) == (4, "stopped")
+        assert "extract: 2 of 100 samples are bad; at most 1.0% may be" in ended.err
+        assert set(failures(tmp_path / "store")) == {"bare", "broken"}
+    assert command("extract", config, *costless, "data.max_bad_share=0.02").code == 1
+    for bad in (bare, broken):
+        shard = write_shard(tmp_path / f"{bad[0]}.tar", [*good, bad, ("more", good[0][1])])
+        alone = command("extract", config, *costless, f"data.shards={shard}", f"output={tmp_path / bad[0]}")
+        assert (alone.code, alone.line["done"], alone.line["failed"]) == (1, 99, 1)
+    figure("a whole job, 1 sample without a picture and 1 broken one of 100: stopped at a limit of 1 %, either passes")
+
+
+def test_what_the_index_names_is_set_against_the_whole_job(
+    write_config: WriteConfig, command: Command, tmp_path: Path, costless: list[str]
+) -> None:
+    """2 of 300 are few, also when 100 are done."""
+    content = [("bare0", {"json": b"{}"}), ("bare1", {"json": b"{}"})]
+    content += [(f"good{i}", {"png": flat_png(i % 256), "json": b"{}"}) for i in range(298)]
+    ended = command("extract", write_config(write_shard(tmp_path / "few.tar", content)), *costless)
+    assert (ended.code, ended.line["done"], ended.line["failed"]) == (1, 298, 2)
+
+
 def test_few_bad_samples_of_a_long_job_do_not_stop_its_last_run(
     write_config: WriteConfig, command: Command, tmp_path: Path
 ) -> None:
@@ -184,6 +231,33 @@ def test_a_hanging_reader_is_noticed(
     assert len(Store(tmp_path / "store")) == 1
     figure(f"a whole job whose reader hangs ends after {seconds:.1f} s at a time limit of 2 s, exit code 4")
     gc.collect()  # torch waits for the hanging worker here, and not in the next test
+
+
+def is_pause(command_line: Path) -> bool:
+    with suppress(OSError):  # it has ended in between
+        return command_line.read_bytes() == f"sleep\0{PAUSE_S}\0".encode()
+    return False
+
+
+@pytest.mark.fault("R14")
+def test_a_shard_that_hangs_while_samples_are_counted_ends_the_job(
+    write_config: WriteConfig, command: Command, tmp_path: Path, figure: Figure
+) -> None:
+    """A program that never answers, before there is a reader process that could be timed out."""
+    shards = ["data.allowed_schemes=[pipe]", f"data.shards=pipe:exec sleep {PAUSE_S}"]
+    started = time.perf_counter()
+    ended = command("extract", write_config(""), *shards, "data.timeout_s=1")
+    seconds = time.perf_counter() - started
+    assert seconds < 10 * (2 * 1)  # twice the timeout, on a machine ten times slower
+    assert (ended.code, ended.line["status"]) == (4, "stopped")
+    assert f"extract: reading the shards stopped ('pipe:exec sleep {PAUSE_S}' has given nothing for 1 s" in ended.err
+    assert "Traceback" not in ended.err
+    assert not (tmp_path / "store").exists()
+    deadline = time.monotonic() + 20
+    while left := [path for path in Path("/proc").glob("[0-9]*/cmdline") if is_pause(path)]:
+        assert time.monotonic() < deadline, left
+        time.sleep(0.02)
+    figure(f"a whole job whose count hangs ends after {seconds:.1f} s at a time limit of 1 s, exit code 4, 0 left over")
 
 
 def test_a_job_without_samples_is_over_at_once(write_config: WriteConfig, command: Command, tmp_path: Path) -> None:
