@@ -24,7 +24,9 @@ class ShardPictures:
     """
 
     def __init__(self, config: DataConfig) -> None:
-        index = index_shards(expand_shards(config.shards, config.allowed_schemes), duplicates="first")
+        index = index_shards(
+            expand_shards(config.shards, config.allowed_schemes), duplicates="first", timeout_s=config.timeout_s
+        )
         self._entries = {entry.key: entry for entry in index.entries}
         self.problems = index.problems
         self._dicom = DicomRule(config.accept_burned_in)
