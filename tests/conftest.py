@@ -1,6 +1,7 @@
 """Fixtures that every room's tests share, and the table of fault figures at the end of a run."""
 
-from collections.abc import Callable
+import signal
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,14 @@ import pytest
 from mapstack.models import EmbeddingModel, load_model
 from mapstack.models.medclip import save_random_medclip
 from tests.toys import SMALL_TEXT, SMALL_VISION, VOCABULARY
+
+
+@pytest.fixture(scope="session", autouse=True)
+def listen_to_ctrl_c() -> Iterator[None]:
+    """Let the processes that tests start hear SIGINT: what a shell starts in the background is told to ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(scope="session")

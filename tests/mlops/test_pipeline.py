@@ -114,7 +114,8 @@ def test_repro_goes_on_where_a_run_was_stopped_and_a_bad_picture_stops_nothing(p
     extracted, projected = pipeline.line("extract"), pipeline.line("project")
     assert (extracted["status"], extracted["done"], extracted["failed"]) == ("some_failed", 2, 1)
     assert extracted["computed_by_rank_0"] == 1
-    assert (projected["status"], projected["samples"], projected["texts"]) == ("done", 2, 2)
+    assert (projected["status"], projected["samples"], projected["texts"]) == ("some_failed", 2, 2)
+    assert (projected["failed"], projected["missing"]) == (1, 0)
     assert len(list((pipeline.folder / "out" / "maps").glob("*.png"))) == 4
     errors = (pipeline.folder / "out" / "store" / "errors.jsonl").read_text()
     assert "torn" in errors
