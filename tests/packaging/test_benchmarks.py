@@ -66,9 +66,9 @@ def test_speed_compares_occlusion_and_what_each_side_adds(
 def test_added_memory_is_the_most_that_was_held_at_a_time() -> None:
     def hold(bench: Bench) -> None:
         for _ in range(3):
-            torch.ones(8_000_000)
+            torch.ones(20_000_000)  # so large that no heap which an earlier test has grown holds it
 
-    assert 31e6 < setting._added(hold, CurvedModel, "cpu") < 64e6
+    assert 79e6 < setting._added(hold, CurvedModel, "cpu") < 160e6
 
 
 def test_the_card_is_measured_without_one() -> None:
