@@ -90,19 +90,19 @@ def gradients_of_parts(
 
 
 def embed_by_parts(
-    model: EmbeddingModel, n: int, make: Callable[[slice], Tensor], at_once: int | None = None
+    model: EmbeddingModel, n: int, embed: Callable[[slice], Tensor], at_once: int | None = None
 ) -> Float[Tensor, "pictures embed_dim"]:
-    """Embed n pictures that are made part by part.
+    """Embed n pictures part by part.
 
     Args:
-        model: Called as gradients are set.
+        model: Whose pictures they are.
         n: How many pictures.
-        make: Makes some of them.
+        embed: Makes and embeds some of them.
         at_once: How many are made and run at once, at most; None takes as many as the device does best with. Parts
             for which it has too little memory are halved, and the model's later ones are no larger.
     """
     at_once = at_once or pictures_at_once(model.device)
-    parts = _parts_that_fit(model, _PICTURES_THAT_FIT, n, at_once, lambda part: model.embed_images(make(part)))
+    parts = _parts_that_fit(model, _PICTURES_THAT_FIT, n, at_once, embed)
     return torch.cat([embeddings for _, embeddings in parts])
 
 

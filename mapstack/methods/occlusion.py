@@ -153,14 +153,16 @@ class Occlusion(Method):
     def _sweep_one(
         self, model: EmbeddingModel, picture: Tensor, replacement: Tensor, windows: Windows
     ) -> Float[Tensor, "windows embed_dim"]:
-        def occlude(numbers: slice) -> Tensor:
+        embed_variants = model.variant_embedder(picture)
+
+        def embed(numbers: slice) -> Tensor:
             batch = picture.repeat(numbers.stop - numbers.start, 1, 1, 1)
             for each, number in zip(batch, range(numbers.start, numbers.stop), strict=True):
                 rows, columns = windows.region(number)
                 each[:, rows, columns] = replacement[:, rows, columns]
-            return batch
+            return embed_variants(batch)
 
-        return embed_by_parts(model, len(windows), occlude, self.perturbations_per_eval)
+        return embed_by_parts(model, len(windows), embed, self.perturbations_per_eval)
 
     def _attribute(
         self, model: EmbeddingModel, inputs: Inputs, readout: Readout, *, seed: int, check: Readout

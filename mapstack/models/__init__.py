@@ -21,6 +21,7 @@ __all__ = [
     "load_model",
     "load_text_tower",
     "normalised",
+    "read_fingerprint",
 ]
 
 # By name, so that a job which needs no model, or another one, does not wait for transformers to be imported.
@@ -53,6 +54,15 @@ def load_text_tower(name: str, checkpoint: str | Path, *, prompt_padding: Prompt
     """Load only what embeds texts; same arguments and errors as `load_model`."""
     tower: TextTower = _loader(name, "load_{}_text")(Path(checkpoint), prompt_padding=prompt_padding)
     return tower
+
+
+def read_fingerprint(name: str, checkpoint: str | Path) -> str:
+    """Return the `TextTower.fingerprint` that a checkpoint folder has once it is loaded, sooner where that can be.
+
+    Same errors as `load_model`, except that the weights are not fitted to a model.
+    """
+    digest: str = _loader(name, "read_{}_fingerprint")(Path(checkpoint))
+    return digest
 
 
 def _loader(name: str, function: str) -> Callable[..., Any]:

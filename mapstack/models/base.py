@@ -1,7 +1,7 @@
 """What every vision-language model gives mapstack: how it embeds a picture, how it embeds a text."""
 
 import abc
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
@@ -79,6 +79,13 @@ class EmbeddingModel(nn.Module, abc.ABC):
         self, pixel_values: Float[Tensor, "batch channels height width"]
     ) -> Float[Tensor, "batch embed_dim"]:
         """Embed preprocessed pictures as `I_p`, not normalised; differentiable in `pixel_values`."""
+
+    def variant_embedder(self, picture: Float[Tensor, "channels height width"]) -> Callable[[Tensor], Tensor]:
+        """Return a function that embeds variants of one picture as `embed_images` does, without gradients.
+
+        A tower that can computes only what differs from the picture.
+        """
+        return torch.no_grad()(self.embed_images)
 
     @property
     def fingerprint(self) -> str:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import pickle
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -41,18 +42,40 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:
-    """Read the weights of a checkpoint folder to the CPU, without running any code of the file.
+    """Map the weights of a checkpoint folder into memory, without running any code of the file.
 
     Raises:
         CheckpointError: No folder, no weight file, a damaged one, or one that holds something else than finite tensors.
     """
+    path, weights = _map_weights(folder)
+    for key, value in weights.items():
+        if not _is_finite(value):
+            raise CheckpointError(f"weights '{path}' hold NaN or infinity in '{key}'; fetch the file again.")
+    return weights
+
+
+def read_fingerprint(folder: Path) -> str:
+    """Return the `fingerprint` of the weights of a checkpoint folder in the time that hashing them takes.
+
+    Raises:
+        CheckpointError: No folder, no weight file, or a damaged one.
+    """
+    _, weights = _map_weights(folder)
+    return fingerprint(weights)
+
+
+def _map_weights(folder: Path) -> tuple[Path, dict[str, Tensor]]:
     _require_folder(folder)
     official, safe = folder / OFFICIAL_NAME, folder / SAFETENSORS_NAME
     path = safe if safe.exists() else official
     if not path.exists():
         raise CheckpointError(f"checkpoint '{folder}' holds neither {SAFETENSORS_NAME} nor {OFFICIAL_NAME}; add one.")
     try:
-        weights = load_file(path) if path == safe else torch.load(path, map_location="cpu", weights_only=True)
+        if path == safe:
+            weights = load_file(path)
+        else:
+            # torch maps no file of its oldest format, which is no zip.
+            weights = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except (OSError, RuntimeError, ValueError, EOFError, KeyError, pickle.UnpicklingError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:120]
         raise CheckpointError(
@@ -61,11 +84,12 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
         ) from None
     if not isinstance(weights, Mapping) or not all(isinstance(value, Tensor) for value in weights.values()):
         raise CheckpointError(f"weights '{path}' are no mapping from names to tensors; save model.state_dict().")
-    kept = {key: value for key, value in weights.items() if not key.endswith(_REBUILT_BUFFERS)}
-    for key, value in kept.items():
-        if not value.isfinite().all():
-            raise CheckpointError(f"weights '{path}' hold NaN or infinity in '{key}'; fetch the file again.")
-    return kept
+    return path, {key: value for key, value in weights.items() if not key.endswith(_REBUILT_BUFFERS)}
+
+
+def _is_finite(value: Tensor) -> bool:
+    """Say so by the extremes, which are NaN where any value is, and take no copy of the weights."""
+    return not value.is_floating_point() or not value.numel() or all(x.isfinite() for x in value.aminmax())
 
 
 def _require_folder(folder: Path) -> None:

@@ -80,6 +80,15 @@ def load_clip_text(folder: Path, *, prompt_padding: PromptPadding = "none") -> C
     return CLIPText(model, folder, prompt_padding)
 
 
+def read_clip_fingerprint(folder: Path) -> str:
+    """Return `fingerprint`. It covers what transformers makes of the folder, which it therefore loads.
+
+    Raises:
+        CheckpointError: The folder is missing or damaged, or its keys do not fit.
+    """
+    return fingerprint(_read_model(folder).state_dict())
+
+
 def _read_model(folder: Path) -> Any:
     if not (folder / "config.json").is_file():
         raise CheckpointError(f"'{folder}' has no config.json; a CLIP checkpoint is a folder that transformers saved.")

@@ -3,7 +3,7 @@
 import contextlib
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,8 +17,9 @@ from transformers import BertConfig, BertModel, BertTokenizerFast, SwinConfig, S
 from mapstack.errors import CheckpointError
 from mapstack.images import MEDCLIP, Preprocessing
 from mapstack.models.base import EmbeddingModel, PromptPadding, TextTower
-from mapstack.models.checkpoint import fingerprint, load_strictly, read_config, read_weights
+from mapstack.models.checkpoint import fingerprint, load_strictly, read_config, read_fingerprint, read_weights
 from mapstack.models.precision import float32_convolutions
+from mapstack.models.swin import SwinVariants
 
 Tower = Literal["vit", "resnet50"]
 
@@ -137,6 +138,28 @@ class MedCLIP(EmbeddingModel):
         embeddings: Tensor = self.vision_model(pixel_values)
         return embeddings
 
+    @torch.no_grad()
+    @float32_convolutions()
+    def variant_embedder(self, picture: Float[Tensor, "channels height width"]) -> Callable[[Tensor], Tensor]:
+        """Embed variants of one picture; a Swin tower computes only the windows in which they differ from it."""
+        vision: Any = self.vision_model
+        if not isinstance(vision, upstream.MedCLIPVisionModelViT) or not SwinVariants.serves(vision.model, picture):
+            return super().variant_embedder(picture)
+        tower = SwinVariants(vision.model, _in_colours(picture))
+
+        @torch.no_grad()
+        @float32_convolutions()
+        def embed(variants: Tensor) -> Tensor:
+            embeddings: Tensor = vision.projection_head(tower.embed(_in_colours(variants)))
+            return embeddings
+
+        return embed
+
+
+def _in_colours(pixel_values: Float[Tensor, "*batch channels height width"]) -> Float[Tensor, "*batch 3 height width"]:
+    """Repeat a grey channel, as upstream's towers do."""
+    return pixel_values.expand(*pixel_values.shape[:-3], 3, -1, -1)
+
 
 def _read_tokenizer(folder: Path, vocab_size: int) -> BertTokenizerFast | None:
     """Build the WordPiece tokenizer of a checkpoint folder; None where there is none.
@@ -198,6 +221,15 @@ def load_medclip_text(folder: Path, *, tower: Tower, prompt_padding: PromptPaddi
     load_strictly(model, {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}, folder)
     model.eval().requires_grad_(False)
     return _text_tower(model, weights, folder, prompt_padding)
+
+
+def read_medclip_fingerprint(folder: Path, *, tower: Tower) -> str:
+    """Return `fingerprint` without building a model.
+
+    Raises:
+        CheckpointError: The folder is missing or damaged.
+    """
+    return read_fingerprint(folder)
 
 
 def _build(tower: Tower, folder: Path) -> Any:

@@ -1,7 +1,7 @@
 """The image half of a model in another floating-point precision."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -85,9 +85,25 @@ class MixedPrecision(EmbeddingModel):
         self, pixel_values: Float[Tensor, "batch channels height width"]
     ) -> Float[Tensor, "batch embed_dim"]:
         """Embed pictures under autocast; the backward pass then runs in the same precision."""
-        with torch.autocast(pixel_values.device.type, _MIXED[self._precision]), _float32_layer_norms(self.full):
+        with self._autocast(pixel_values.device):
             embedding: Tensor = self.full.embed_images(pixel_values)
         return embedding.float()
+
+    def variant_embedder(self, picture: Float[Tensor, "channels height width"]) -> Callable[[Tensor], Tensor]:
+        """Embed variants of a picture as the model itself does, under autocast."""
+        with self._autocast(picture.device):
+            embed_variants = self.full.variant_embedder(picture)
+
+        def embed(variants: Tensor) -> Tensor:
+            with self._autocast(variants.device):
+                return embed_variants(variants).float()
+
+        return embed
+
+    @contextmanager
+    def _autocast(self, device: torch.device) -> Iterator[None]:
+        with torch.autocast(device.type, _MIXED[self._precision]), _float32_layer_norms(self.full):
+            yield
 
 
 @contextmanager
