@@ -26,12 +26,14 @@ class Machine:
 
     Args:
         forward_s: One picture through the image tower, in a batch, no gradient [s].
+        window_s: One window of an occlusion sweep [s].
         row_s: One row of a gradient stack: a vector-Jacobian product of one picture [s].
         price: Of one hour, in dollars: an assumption everywhere.
         source: Where the times come from.
     """
 
     forward_s: float
+    window_s: float
     row_s: float
     price: float
     source: str
@@ -60,12 +62,14 @@ class Plumbing:
     source: str
 
 
-CPU = Machine(0.070, 0.077, 0.10, "benchmarks/RESULTS.md, two CPU cores, full-size MedCLIP-ViT, float32")
+CPU = Machine(0.070, 0.047, 0.077, 0.10, "benchmarks/RESULTS.md, two CPU cores, full-size MedCLIP-ViT, float32")
 GPU = Machine(
+    0.001,
     0.001,
     0.029 / EMBED_DIM,
     2.50,
-    "ASSUMED, not measured: 30 ms a gradient stack is the project's target on one H100, 1 ms of it the forward pass",
+    "ASSUMED, not measured: 30 ms a gradient stack is the project's target on one H100, 1 ms of it the forward pass, "
+    "and as much for a window of occlusion",
 )
 STORE = Plumbing(
     562.0,
@@ -101,7 +105,7 @@ def seconds_per_image(machine: Machine, rows: int) -> dict[str, float]:
     """Say what each method takes for one picture [s], along a basis of so many rows.
 
     Example:
-        >>> round(seconds_per_image(Machine(1.0, 0.1, 0.0, ""), rows=10)["gradient"], 6)
+        >>> round(seconds_per_image(Machine(1.0, 0.5, 0.1, 0.0, ""), rows=10)["gradient"], 6)
         2.0
     """
     stack_s = machine.forward_s + rows * machine.row_s
@@ -110,7 +114,7 @@ def seconds_per_image(machine: Machine, rows: int) -> dict[str, float]:
         "gradient": stack_s,
         f"integrated gradients, {steps} steps": 2 * machine.forward_s + int(steps) * stack_s,
         f"GradientSHAP, {samples} samples": (1 + len(GradientShap().baselines)) * machine.forward_s + samples * stack_s,
-        f"occlusion, {windows} windows": (windows + 2) * machine.forward_s,
+        f"occlusion, {windows} windows": 2 * machine.forward_s + windows * machine.window_s,
     }
 
 
@@ -128,6 +132,7 @@ def time_table(machine: Machine) -> str:
     """Write hours and money for every method and basis."""
     lines = [
         f"Unit figures: {1000 * machine.forward_s:.3g} ms a forward pass, {1000 * machine.row_s:.3g} ms a row, "
+        f"{1000 * machine.window_s:.3g} ms a window, "
         f"${machine.price:.2f} an hour (assumed). Source: {machine.source}.",
         "",
         "| method | basis | s an image | " + " | ".join(f"{n:,} images: hours | cost" for n in ARCHIVES) + " |",

@@ -71,8 +71,7 @@ def merge(schema: type[T], layers: Sequence[Any], *, prefix: str = "") -> T:
     Raises:
         ConfigError: A key or value is wrong.
     """
-    structured = OmegaConf.structured(schema)
-    OmegaConf.set_readonly(structured, False)  # a frozen dataclass makes a read-only one
+    structured = _defaults(schema)
     for layer in layers:
         _require_blocks(structured, layer, prefix)
     try:
@@ -84,6 +83,19 @@ def merge(schema: type[T], layers: Sequence[Any], *, prefix: str = "") -> T:
     except OmegaConfBaseException as error:
         key = f"'{prefix}{error.full_key}'" if error.full_key else "value"
         raise ConfigError(f"configuration key {key} is wrong: {_first_line(error)}; correct its type.") from None
+
+
+def _defaults(schema: type) -> DictConfig:
+    """Return the defaults of a dataclass as a file would have them, those of its blocks too.
+
+    OmegaConf makes an object of a block, whose `__post_init__` turns what a file may change into something else.
+    """
+    found: DictConfig = OmegaConf.structured(schema)
+    OmegaConf.set_readonly(found, False)  # a frozen dataclass makes a read-only one
+    for each in dataclasses.fields(schema):
+        if isinstance(each.default_factory, type) and dataclasses.is_dataclass(each.default_factory):
+            found[each.name] = _defaults(each.default_factory)
+    return found
 
 
 def _require_blocks(schema: DictConfig, layer: Any, prefix: str) -> None:

@@ -190,7 +190,7 @@ def _explain(options: argparse.Namespace, config: ServeConfig) -> dict[str, Any]
         path = target if len(answer["maps"]) == 1 else target.with_suffix(f".{number}{target.suffix}")
         path.write_bytes(base64.b64decode(row.pop("png")))
         written.append(str(path))
-        print(f"{path}  logit {row['logit']:+.3f}{_sum(row)}  {row['name']}", file=sys.stderr)
+        print(f"{path}  logit {row['logit']:+.3f}{_sum(row)}{_cut(row)}  {row['name']}", file=sys.stderr)
     if answer["completeness"] == "in the limit of n_steps" and any(_is_far(row) for row in answer["maps"]):
         print(_FAR, file=sys.stderr)
     if answer["note"]:
@@ -209,6 +209,10 @@ def _method(written: str | None) -> Any:
 
 def _sum(row: dict[str, Any]) -> str:
     return "" if row["difference"] is None else f", map sums to {row['map_sum']:+.3f} of {row['difference']:+.3f}"
+
+
+def _cut(row: dict[str, Any]) -> str:
+    return ", too long: only its beginning is read" if row["truncated"] else ""
 
 
 def _is_far(row: dict[str, Any]) -> bool:

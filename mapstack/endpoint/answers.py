@@ -2,6 +2,7 @@
 
 import base64
 import io
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -53,15 +54,29 @@ def refuse(refusal: Refusal) -> Answer:
     return Answer(refusal.status, JSON_TYPE, dumps(refusal.describe()), code=refusal.code)
 
 
-def answer_logits(request: Request, subject: Subject, logits: torch.Tensor, note: str) -> Answer:
+def answer_logits(
+    request: Request, subject: Subject, logits: torch.Tensor, note: str, truncated: Collection[str]
+) -> Answer:
     """Return what `/predictions` answers: logits, and their softmax over the texts of the request.
+
+    Args:
+        request: What was asked.
+        subject: Of which picture.
+        logits: One a text group.
+        note: What the checkpoint says of itself.
+        truncated: Names of the groups with a text of which the model reads the beginning only.
 
     Raises:
         Refusal: A number is not finite.
     """
     shares = logits.double().softmax(dim=-1)
     rows = [
-        {"name": group.name, "logit": float(logit), "probability": float(share)}
+        {
+            "name": group.name,
+            "logit": float(logit),
+            "probability": float(share),
+            "truncated": group.name in truncated,
+        }
         for group, logit, share in zip(request.groups, logits, shares, strict=True)
     ]
     body = {"image": _describe_image(subject), "note": note, "predictions": rows}
@@ -219,6 +234,7 @@ def _describe_map(mapped: Mapped, index: int) -> dict[str, Any]:
             for name in ("share_outside_span", "missing_share")
         },
         "peak": _peak(explanation, index),
+        "truncated": explanation.names[index] in explanation.truncated,
     }
 
 

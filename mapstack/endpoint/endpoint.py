@@ -23,7 +23,7 @@ from mapstack.images import read
 from mapstack.methods import GradientShap
 from mapstack.models import EmbeddingModel
 from mapstack.prompts import PromptSet
-from mapstack.readouts import TextReadout
+from mapstack.readouts import TextReadout, truncated_groups
 
 T = TypeVar("T")
 
@@ -165,7 +165,8 @@ class Endpoint:
             request = _known(job.request)
             readout = TextReadout(request.groups, self._model.text, device=embedding.device, dtype=embedding.dtype)
             logits = readout.logits(embedding[None])[0].cpu()
-            return answer_logits(request, subject, logits, self._model.note)
+            truncated = [group.name for group in truncated_groups(request.groups, self._model.text)]
+            return answer_logits(request, subject, logits, self._model.note, truncated)
         except Exception as error:
             return refuse(refusal_of(error))
 

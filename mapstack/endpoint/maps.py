@@ -22,7 +22,7 @@ from mapstack.images import Prepared, collate
 from mapstack.methods import Completeness, IntegratedGradients
 from mapstack.models import EmbeddingModel
 from mapstack.prompts import TextGroup
-from mapstack.readouts import TextReadout
+from mapstack.readouts import TextReadout, truncated_groups
 from mapstack.routes import Plan, Route
 from mapstack.stack import Stack
 from mapstack.store import Record
@@ -163,7 +163,7 @@ class MapMaker:
             completeness=told["completeness"],
             is_linear=told["linear"],
             route=told["route"],
-            note=self._model.note,
+            model=self._model,
         )
         kept = {name: told[name] for name in ("n_steps", "is_converged") if name in told}
         losses: dict[str, Any] = {
@@ -284,7 +284,7 @@ def _project(stack: AnyStack, groups: Sequence[TextGroup], explainer: Explainer,
         completeness=explainer.method.completeness,
         is_linear=explainer.method.is_linear,
         route=stack.basis.name if isinstance(stack, Stack) and stack.basis is not None else "axes",
-        note=explainer.model.note,
+        model=explainer.model,
     )
 
 
@@ -297,7 +297,7 @@ def _explain_stack(
     completeness: Completeness,
     is_linear: bool,
     route: str,
-    note: str,
+    model: EmbeddingModel,
 ) -> Explanation:
     """Make the maps of texts from the stack of one picture: steps 2 and 3 of the paper."""
     directions = readout.directions_at(stack.embedding)
@@ -318,7 +318,8 @@ def _explain_stack(
         n_steps=stack.n_steps[0] if stack.n_steps else 0,
         is_converged=stack.is_converged[0] if stack.is_converged else None,
         geometry=geometry,
-        note=note,
+        note=model.note,
+        truncated=tuple(group.name for group in truncated_groups(readout.groups, model.text)),
     )
 
 

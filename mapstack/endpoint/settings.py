@@ -1,11 +1,13 @@
 """The configuration of the endpoint: what it serves, and where it says no."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from mapstack.config import make_method_from
 from mapstack.config_files import at_least, one_of
 from mapstack.errors import ConfigError
+from mapstack.methods import METHODS, Method
 from mapstack.prompts import MAX_TEXT_LENGTH
 
 
@@ -102,6 +104,7 @@ class EndpointConfig:
 
     def __post_init__(self) -> None:
         self.methods = {name: make_method_from(block) for name, block in self.methods.items()}
+        _require_own_names(self.methods)
         one_of("endpoint.method", self.method, tuple(self.methods))
         one_of("endpoint.use", self.use, ("labels", "prompts"))
         one_of("endpoint.ensemble", self.ensemble, ("none", "mean", "max"))
@@ -112,3 +115,13 @@ class EndpointConfig:
         """Return the configuration as JSON carries it; `mapstack.config_files.merge` reads it back."""
         methods = {name: {"name": method.name, **asdict(method)} for name, method in self.methods.items()}
         return {**asdict(self), "methods": methods}
+
+
+def _require_own_names(methods: Mapping[str, Method]) -> None:
+    """Refuse a method under the name of another: who asks for that one would be answered by this one."""
+    for name, method in methods.items():
+        if name in METHODS and method.name != name:
+            raise ConfigError(
+                f"endpoint.methods.{name} has the name '{method.name}'; under {name} stands the method of that name, "
+                "whose parameters may be changed; configure the other under a key of its own."
+            )

@@ -3,6 +3,7 @@
 from collections import OrderedDict
 from collections.abc import Sequence
 from contextlib import nullcontext
+from functools import lru_cache
 
 import torch
 from jaxtyping import Float
@@ -33,13 +34,14 @@ class RememberingText(TextTower):
         self.prompt_padding = tower.prompt_padding
         self._is_small = sum(parameter.numel() for parameter in tower.parameters()) < _SMALL
         self._known: OrderedDict[str, Tensor] = OrderedDict()
+        self._is_cut = lru_cache(_CAPACITY)(lambda text: tower.is_truncated([text])[0])
 
     def _embed_padded(self, texts: list[str]) -> Float[Tensor, "n_prompts embed_dim"]:
         return self._tower._embed_padded(texts)
 
     def is_truncated(self, texts: Sequence[str]) -> list[bool]:
         """Say of each text whether only its beginning is embedded, because it has more tokens than the model reads."""
-        return self._tower.is_truncated(texts)
+        return [self._is_cut(text) for text in texts]
 
     def embed_texts(self, texts: Sequence[str]) -> Float[Tensor, "n_prompts embed_dim"]:
         """Embed texts as unit-length vectors, each of them once."""

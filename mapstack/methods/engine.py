@@ -27,8 +27,9 @@ _FLOAT16_SCALES = tuple(2.0**exponent for exponent in (12, 8, 4, 0, -4, -8))
 # are slower by up to a third (benchmarks/RESULTS.md); a GPU is only filled by many.
 _VECTORS_ON_CPU, _VECTORS_ON_GPU = 8, 256
 _POINTS_AT_ONCE = 8
-# Pictures that are only embedded, likewise; no graph is kept of them.
-_PICTURES_ON_CPU, _PICTURES_ON_GPU = 16, 256
+# Variants of a picture that are embedded together; no graph is kept of them. On a CPU more are hardly faster, and take
+# memory in proportion.
+_PICTURES_ON_CPU, _PICTURES_ON_GPU = 6, 256
 
 _ROWS_THAT_FIT: Fits = WeakKeyDictionary()
 _POINTS_THAT_FIT: Fits = WeakKeyDictionary()

@@ -49,13 +49,13 @@ def test_bytes_are_those_that_the_store_writes(codec: str) -> None:
 
 
 def test_time_is_forward_passes_and_rows() -> None:
-    """By hand: 2 s a forward pass, 3 s a row, ten rows."""
-    seconds = scale.seconds_per_image(Machine(2.0, 3.0, 0.0, ""), rows=10)
+    """By hand: 2 s a forward pass, half a second a window, 3 s a row, ten rows."""
+    seconds = scale.seconds_per_image(Machine(2.0, 0.5, 3.0, 0.0, ""), rows=10)
     assert seconds == {
         "gradient": 32.0,
         "integrated gradients, 20 steps": 4.0 + 20 * 32.0,
         "GradientSHAP, 20 samples": 10.0 + 20 * 32.0,
-        "occlusion, 196 windows": 198 * 2.0,
+        "occlusion, 196 windows": 2 * 2.0 + 196 * 0.5,
     }
 
 

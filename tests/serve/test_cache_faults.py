@@ -4,6 +4,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,6 @@ import torch
 
 from mapstack.endpoint import Endpoint
 from mapstack.endpoint.cache_files import CacheFolder
-from mapstack.images import Preprocessing
 from mapstack.models import EmbeddingModel, load_model
 from tests.serve.asked import PROMPTS, ask, code, content, picture_file
 from tests.serve.test_endpoint import assert_same, count_runs, maps_of, offline
@@ -22,25 +22,25 @@ MB = 1024**2
 WANTED: dict[str, Any] = {"prompts": PROMPTS, "method": "gradient", "output": "npy"}
 
 
-@pytest.fixture
-def brighter_model(small_checkpoint: Path) -> EmbeddingModel:
-    """A model whose pictures are prepared otherwise, to the same size."""
+@pytest.fixture(params=[{"mean": (0.3,)}, {"std": (0.5,)}, {"fit": "crop"}], ids=lambda changed: next(iter(changed)))
+def other_model(request: pytest.FixtureRequest, small_checkpoint: Path) -> EmbeddingModel:
+    """A model of the same weights whose pictures are prepared otherwise, to the same size."""
     model = load_model("medclip-vit", small_checkpoint)
-    model.preprocessing = Preprocessing(image_size=224, mean=(0.3,), std=(0.5,), fit="pad")
+    model.preprocessing = replace(model.preprocessing, **request.param)
     return model
 
 
 def test_what_was_kept_for_another_model_is_not_taken(
-    make_endpoint: Callable[..., Endpoint], brighter_model: EmbeddingModel, image: bytes
+    make_endpoint: Callable[..., Endpoint], other_model: EmbeddingModel, image: bytes
 ) -> None:
     first = make_endpoint()
     content(ask(first, image, **WANTED))
-    second = make_endpoint(model=brighter_model)
+    second = make_endpoint(model=other_model)
     sha256 = hashlib.sha256(image).hexdigest()
     assert code(ask(second, image_sha256=sha256, **WANTED)) == "unknown_image"
     answer = content(ask(second, image, **WANTED))
     assert not answer["cached"]
-    assert_same(maps_of(answer), offline(brighter_model, image, {"name": "gradient"}).maps)
+    assert_same(maps_of(answer), offline(other_model, image, {"name": "gradient"}).maps)
     assert content(ask(first, image_sha256=sha256, **WANTED))["cached"]
 
 

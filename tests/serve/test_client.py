@@ -188,12 +188,13 @@ def test_a_form_names_no_file() -> None:
     assert b"secret" not in bodies[0]
 
 
+ROW = {"difference": 1.0, "png": "iVBORw=="}
 MAPS: dict[str, Any] = {
     "completeness": "in the limit of n_steps",
     "note": "a note",
     "maps": [
-        {"name": "x", "logit": 1.5, "map_sum": 0.2, "difference": 1.0, "residual": -0.8, "png": "iVBORw=="},
-        {"name": "y", "logit": 2.5, "map_sum": 0.99, "difference": 1.0, "residual": -0.01, "png": "iVBORw=="},
+        {**ROW, "name": "x", "logit": 1.5, "map_sum": 0.2, "residual": -0.8, "truncated": False},
+        {**ROW, "name": "y", "logit": 2.5, "map_sum": 0.99, "residual": -0.01, "truncated": True},
     ],
 }
 
@@ -223,6 +224,7 @@ def test_explain_writes_every_map_and_says_what_its_sum_misses(
     out, err = capsys.readouterr()
     assert json.loads(out)["written"] == [str(picture.with_name(f"map.{i}.png")) for i in range(2)]
     assert "logit +1.500, map sums to +0.200 of +1.000  x" in err
+    assert "logit +2.500, map sums to +0.990 of +1.000, too long: only its beginning is read  y" in err
     assert "more than 10 % off" in err
     complete = {**MAPS, "maps": MAPS["maps"][1:]}
     monkeypatch.setattr(Client, "explain", lambda *_, **__: copy.deepcopy(complete))

@@ -9,6 +9,7 @@ import threading
 import time
 import zipfile
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -52,6 +53,21 @@ def test_a_family_is_known_again_after_the_clock_was_set(
     assert leader.poll() is not None
 
 
+@needs_proc
+def test_a_process_is_known_by_when_it_was_started(leader: "subprocess.Popen[bytes]", tmp_path: Path) -> None:
+    """Whatever its name holds, which stands before that time where the system tells of both."""
+    odd = tmp_path / "a) b (c"
+    odd.symlink_to("/bin/sh")
+    with subprocess.Popen(["sh", "-c", "sleep 600 & wait"], executable=odd, start_new_session=True) as second:
+        try:
+            for process in (leader, second):
+                since_boot = psutil.Process(process.pid).create_time() - psutil.boot_time()
+                ticks = int(Family.of(process.pid).started)
+                assert ticks / os.sysconf("SC_CLK_TCK") == pytest.approx(since_boot, abs=1.0)
+        finally:
+            os.killpg(second.pid, signal.SIGKILL)
+
+
 def test_a_family_of_another_boot_or_another_process_is_left_alone(leader: "subprocess.Popen[bytes]") -> None:
     family = Family.of(leader.pid)
     for other in (Family(leader.pid, family.started, "another boot"), Family(leader.pid, "1", family.boot)):
@@ -59,6 +75,25 @@ def test_a_family_of_another_boot_or_another_process_is_left_alone(leader: "subp
         assert other.end() == []
     assert leader.poll() is None
     assert family.end() == []
+
+
+def is_alive(process: psutil.Process) -> bool:
+    return process.is_running() and bool(process.status() != psutil.STATUS_ZOMBIE)
+
+
+def test_what_a_leader_leaves_behind_is_ended_on_its_own_boot_only(leader: "subprocess.Popen[bytes]") -> None:
+    family, first = Family.of(leader.pid), psutil.Process(leader.pid)
+    while not first.children():
+        time.sleep(0.01)
+    left = first.children()
+    first.kill()  # nobody has asked for its exit code yet
+    while is_alive(first):
+        time.sleep(0.01)
+    assert not family.is_led()
+    assert replace(family, boot="another boot").end() == []
+    assert all(is_alive(process) for process in left)
+    assert family.end() == []
+    assert not any(is_alive(process) for process in left)
 
 
 @pytest.fixture

@@ -17,6 +17,7 @@ from mapstack.methods import CaptumMethod
 from tests.picture_files import png_chunk
 from tests.serve.asked import PROMPTS, ask, body, code, content, raw
 from tests.serve.bad_requests import bad_requests
+from tests.test_formats import of_many_scans
 
 WRONG: list[tuple[str, dict[str, Any]]] = [
     ("too_many_prompts", {"prompts": [f"text {i}" for i in range(65)]}),
@@ -276,6 +277,19 @@ def test_a_reference_picture_that_is_missing_fails_the_start(
         make_endpoint(methods={"shap": block}, method="shap")
     (tmp_path / "normal.png").write_bytes(image)
     make_endpoint(methods={"shap": block}, method="shap")
+
+
+def test_a_jpeg_of_countless_scans_is_refused_before_it_is_decoded(endpoint: Endpoint) -> None:
+    """A few bytes make a scan, and each costs a pass over all pixels."""
+    for n_scans, status in ((100, 200), (101, 422)):
+        picture = of_many_scans(n_scans)
+        as_body = Raw({"body": bytearray(picture)})
+        as_form = Raw({"image": bytearray(picture), "request": b"{}"})
+        for answer in endpoint.answer([as_body, as_form, raw(picture, prompts=PROMPTS, wants_maps=False)]):
+            assert answer.status == status
+            assert (b"more than 100 scans" in answer.body) == (status == 422)
+    behind_comments = raw(of_many_scans(1000, b"\xff\xfe\x00\x02" * 60), prompts=PROMPTS, wants_maps=False)
+    assert code(endpoint.answer([behind_comments])[0]) == "bad_image"  # more segments than are looked at
 
 
 def test_every_refusal_is_strict_json_with_a_code(endpoint: Endpoint, image: bytes) -> None:

@@ -117,6 +117,20 @@ def test_another_method_or_route_than_the_stored_one_is_refused(
     assert content(ask(endpoint, key="first", prompts=PROMPTS, method="gradient", wants_maps=False))["predictions"]
 
 
+def test_the_stores_own_method_may_be_named_whatever_its_parameters_are(
+    make_endpoint: Callable[..., Endpoint], small_model: EmbeddingModel, tmp_path: Path, image: bytes
+) -> None:
+    """Some are tuples, which a store holds as lists."""
+    method = {"name": "gradient_shap", "n_samples": 2}
+    groups = endpoint_groups(PROMPTS)
+    explainer = Explainer(small_model, make_method(**method))
+    write_store(tmp_path / "store", explainer, Basis.of(explainer.readout(groups).span), {"first": image})
+    endpoint = make_endpoint(store=str(tmp_path / "store"))
+    assert content(ask(endpoint, key="first", prompts=PROMPTS, method=method))["cached"]
+    for other in ("gradient_shap", {**method, "n_samples": 3}):
+        assert code(ask(endpoint, key="first", prompts=PROMPTS, method=other)) == "bad_request"
+
+
 def test_the_stores_own_route_may_be_named(make_endpoint: Callable[..., Endpoint], store: Path) -> None:
     endpoint = make_endpoint(store=str(store))
     wanted = {"key": "first", "prompts": PROMPTS, "method": "gradient", "route": "prompts"}
