@@ -3,8 +3,8 @@
     python -m benchmarks.where [rows=8] [rounds=5] [device=cpu]
 
 By kind of operation, for the forward pass and for the vector-Jacobian products of a chunk of rows; by stage of the
-image tower, forward, which bounds what an occlusion sweep could save by computing the touched windows of the first
-stages only; and what `torch.set_float32_matmul_precision("medium")` does to a product of the tower's size, which
+image tower, forward, which bounds what an occlusion sweep saves by computing the touched windows of the first stages
+only; and what `torch.set_float32_matmul_precision("medium")` does to a product of the tower's size, which
 depends on the processor. It prints a table for each and ends with one JSON line.
 """
 
