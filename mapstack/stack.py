@@ -8,10 +8,11 @@ import abc
 from dataclasses import dataclass, field, replace
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int8
 from torch import Tensor
 
 from mapstack.basis import Basis
+from mapstack.codecs import weighted_sums
 from mapstack.errors import InputError
 from mapstack.geometry import reduce_area
 from mapstack.methods.occlusion import Sweep
@@ -79,7 +80,7 @@ class Stack(Projectable):
     """Attributions along the rows of a basis, dense or as a product of two factors.
 
     Attributes:
-        values: Attributions, model-input frame, reduced to `map_size` by area sums.
+        values: Attributions, model-input frame, reduced to `map_size` by area sums; of a store as they are kept there.
         basis: The directions of the rows; None for the D unit axes.
         baseline_embedding: What was read at the baseline, of unit length where `normalize`; None without one.
         is_raw: Whether `values` are of the raw embedding although maps explain the normalised one. The gradient's
@@ -87,22 +88,25 @@ class Stack(Projectable):
         mixing: The weights with which `values` make the rows; None where they are the rows.
         map_error: What a basis that is not exact loses of each picture's maps, as a share of their root mean square:
             see `Basis.split_off_residual`.
+        scale: What the rows of `values` are multiplied by; None for 1.
     """
 
-    values: Float[Tensor, "batch rows height width"]
+    values: Float[Tensor, "batch rows height width"] | Int8[Tensor, "batch rows height width"]
     basis: Basis | None = None
     baseline_embedding: Float[Tensor, "batch embed_dim"] | None = None
     is_raw: bool = False
     mixing: Float[Tensor, "batch basis_rows rows"] | None = None
     map_error: tuple[float, ...] = field(default=(), kw_only=True)
+    scale: Float[Tensor, "batch rows"] | None = field(default=None, kw_only=True)
 
     def __getitem__(self, pictures: slice) -> "Stack":
         """Return the stack of some of the pictures."""
-        mixing, baseline = self.mixing, self.baseline_embedding
+        mixing, scale, baseline = self.mixing, self.scale, self.baseline_embedding
         return replace(
             self,
             values=self.values[pictures],
             mixing=None if mixing is None else mixing[pictures],
+            scale=None if scale is None else scale[pictures],
             embedding=self.embedding[pictures],
             baseline_embedding=None if baseline is None else baseline[pictures],
             n_steps=self.n_steps[pictures],
@@ -131,11 +135,13 @@ class Stack(Projectable):
         weights = per_picture if self.basis is None else self.basis.coordinates(per_picture)
         if self.mixing is not None:
             weights = weights @ self.mixing
-        return torch.einsum("bnr,brhw->bnhw", weights, self.values)
+        if self.scale is not None:
+            weights = weights * self.scale[:, None]
+        return weighted_sums(weights, self.values)
 
     def axis_maps(self) -> Float[Tensor, "batch embed_dim height width"]:
         """Return the map of each dimension of the embedding: the rows themselves, where the basis is the axes."""
-        if self.basis is not None or self.mixing is not None:
+        if self.basis is not None or self.mixing is not None or self.scale is not None:
             return super().axis_maps()
         if not (self.is_raw and self.normalize):
             return self.values

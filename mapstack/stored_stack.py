@@ -145,17 +145,18 @@ def read_stack(
     embedding = torch.from_numpy(arrays["embedding"])[None]
     baseline = torch.from_numpy(arrays["baseline_embedding"])[None] if "baseline_embedding" in arrays else None
     if identity["form"] == "dense":
-        u, maps = decode_factors(arrays)
+        u, rounded, scale = decode_factors(arrays)
         is_raw = identity["normalize"] == "both"
         made_for = normalize if is_raw else identity["normalize"]
         stack = Stack(
             embedding,
             made_for,
-            maps[None],
+            rounded[None],
             basis=basis,
             baseline_embedding=baseline,
             is_raw=is_raw,
             mixing=None if u is None else u[None],
+            scale=None if scale is None else scale[None],
         )
         return stack.explaining(normalize=normalize)
     if identity["form"] != "occlusion" or baseline is None:

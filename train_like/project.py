@@ -1,6 +1,5 @@
 """`project`: stack store + prompts -> maps, without the image model."""
 
-import io
 import json
 import os
 import sys
@@ -26,6 +25,7 @@ from mapstack.models import load_text_tower
 from mapstack.readouts import TextReadout
 from mapstack.store import Record, Store, member_name
 from mapstack.stored_stack import describe_maps, read_basis, read_stack
+from mapstack.threads import one_thread
 from train_like.errors import DONE, SOME_FAILED
 from train_like.pictures import ShardPictures
 from train_like.result import Result
@@ -108,10 +108,10 @@ def _work_ahead(keys: Sequence[str], make: Callable[[str], Projection]) -> Itera
     """Yield the projection of each key, in order, while threads work on the next ones.
 
     At most as many are begun besides the one that was taken as there are threads, so that the memory does not grow with
-    the store.
+    the store. They share the cores; what torch would share with threads of its own waits for cores that are taken.
     """
     n_threads = min(_MAX_THREADS, os.cpu_count() or 1)
-    with ThreadPoolExecutor(n_threads) as threads:
+    with one_thread(), ThreadPoolExecutor(n_threads) as threads:
         ahead: deque[Future[Projection]] = deque()
         for key in keys:
             ahead.append(threads.submit(make, key))
@@ -147,7 +147,7 @@ def project_record(
     stack = read_stack(record, manifest, basis, normalize=readout.normalize, map_size=map_size)
     directions = readout.directions_at(stack.embedding)
     maps = stack.project(directions)
-    if not maps.isfinite().all():
+    if not all(extreme.isfinite() for extreme in maps.aminmax()):  # NaN where any value is, and no copy is made
         raise StoreError(
             f"a map of record {ascii(record.key)} holds NaN or infinity; none is ever written; verify the store, and "
             "see whether the model's numbers leave the range of float32."
@@ -166,9 +166,7 @@ def project_record(
 
 def _write(projection: Projection, output: Path) -> None:
     name = member_name(projection.key)
-    buffer = io.BytesIO()
-    np.save(buffer, projection.maps.float().numpy(), allow_pickle=False)
-    (output / f"{name}.maps.npy").write_bytes(buffer.getvalue())
+    np.save(output / f"{name}.maps.npy", projection.maps.float().numpy(), allow_pickle=False)
     text = json.dumps({"key": projection.key, **projection.info}, allow_nan=False, indent=2)
     (output / f"{name}.json").write_text(text + "\n", encoding="utf-8")
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mapstack.codecs.lowrank import encode_within
-from mapstack.codecs.rounding import restore_rows, round_rows, row_maxima
+from mapstack.codecs.rounding import require_rows, round_rows, row_maxima
 from mapstack.errors import InputError, StoreError, unknown_name
 from mapstack.store.compression import COMPRESSIONS
 
@@ -93,27 +93,27 @@ class Encoding:
         return {"stack": rounded} if scale is None else {"stack": rounded, "scale": scale}
 
 
-def decode_factors(arrays: Mapping[str, NDArray[Any]]) -> tuple[Tensor | None, Tensor]:
-    """Read the arrays of a record without multiplying them out.
+def decode_factors(arrays: Mapping[str, NDArray[Any]]) -> tuple[Tensor | None, Tensor, Tensor | None]:
+    """Read the arrays of a record without multiplying them out, and without a copy.
 
     Returns:
-        `u` [rows, rank], or None where the stack is dense, and the maps that it mixes [rank, height, width], or the
-        rows of the stack; float32, on the CPU.
+        `u` [rows, rank], or None where the stack is dense; the maps that it mixes [rank, height, width], or the rows of
+        the stack, as they are kept; and what each of these is multiplied by, None for 1. On the CPU.
 
     Raises:
         StoreError: The arrays are not those of a stack.
     """
     try:
         parts = {name: torch.from_numpy(arrays[name]) for name in _PARTS if name in arrays}
-        if "u" not in parts:
-            return None, restore_rows(parts["stack"], parts.get("scale"))
-        u, maps = parts["u"], restore_rows(parts["v"], parts.get("scale"))
-        if u.dtype != torch.float32 or u.shape[1:] != maps.shape[:1]:
-            raise ValueError(f"u of shape {tuple(u.shape)} and dtype {u.dtype} for {len(maps)} maps")
+        u, scale = parts.get("u"), parts.get("scale")
+        rounded = parts["stack" if u is None else "v"]
+        require_rows(rounded, scale)
+        if u is not None and (u.dtype != torch.float32 or u.shape[1:] != rounded.shape[:1]):
+            raise ValueError(f"u of shape {tuple(u.shape)} and dtype {u.dtype} for {len(rounded)} maps")
     except (KeyError, ValueError, TypeError) as error:
         shapes = {name: (array.shape, str(array.dtype)) for name, array in arrays.items()}
         raise StoreError(
             f"arrays {shapes} are no encoded stack ({error}); a record holds stack, or u and v, and scale unless they "
             "are float32; verify the store."
         ) from error
-    return u, maps
+    return u, rounded, scale

@@ -14,6 +14,7 @@ _INT8_MAX = 127
 _FLOAT16_EXPONENT = 15
 _FLOAT32_BIAS, _FLOAT32_DIGITS = 127, 23
 _ROWS_AT_ONCE = 16  # what is between two passes stays in the cache of a CPU
+_NUMBERS_AT_ONCE = 2**20  # so do these, made float32
 
 
 def row_maxima(stack: Tensor) -> Tensor:
@@ -52,21 +53,35 @@ def _power_of_two_above(maxima: Tensor) -> Tensor:
     return ((exponents.clamp_min(1 - _FLOAT32_BIAS) + _FLOAT32_BIAS) << _FLOAT32_DIGITS).view(torch.float32)
 
 
-def restore_rows(rounded: Tensor, scale: Tensor | None) -> Tensor:
-    """Return the float32 stack of what `round_rows` gave.
+def require_rows(rounded: Tensor, scale: Tensor | None) -> None:
+    """Refuse what `round_rows` does not give.
 
     Raises:
-        ValueError: That is not what it gives.
+        ValueError: It is something else.
     """
     if rounded.ndim != 3 or rounded.dtype not in (torch.float32, torch.float16, torch.int8):
         raise ValueError(f"rows of shape {tuple(rounded.shape)} and dtype {rounded.dtype}")
     if (scale is None) != (rounded.dtype == torch.float32):
         raise ValueError(f"{rounded.dtype} rows {'without' if scale is None else 'with'} a scale")
-    if scale is None:
-        return rounded
-    if scale.dtype != torch.float32 or scale.shape != rounded.shape[:1]:
+    if scale is not None and (scale.dtype != torch.float32 or scale.shape != rounded.shape[:1]):
         raise ValueError(f"a scale of shape {tuple(scale.shape)} and dtype {scale.dtype} for {len(rounded)} rows")
-    return rounded * scale[:, None, None]
+
+
+def weighted_sums(weights: Tensor, rows: Tensor) -> Tensor:
+    """Return the sums of rows [batch, rows, height, width] with weights [batch, sums, rows], float32.
+
+    Rounded rows become float32 a block of pixels at a time: a copy of the whole stack would not fit the cache, and
+    take six times as long as the sum of one text.
+    """
+    if rows.dtype == weights.dtype:
+        return torch.einsum("bnr,brhw->bnhw", weights, rows)
+    pixels = rows.flatten(2)
+    sums = weights.new_empty(*weights.shape[:2], pixels.shape[2])
+    n_at_once = max(1, _NUMBERS_AT_ONCE // (len(rows) * rows.shape[1]))
+    for start in range(0, pixels.shape[2], n_at_once):
+        block = slice(start, start + n_at_once)
+        sums[..., block] = weights @ pixels[..., block].to(weights.dtype)
+    return sums.reshape(*weights.shape[:2], *rows.shape[2:])
 
 
 def rounding_energies(stack: Tensor, rounded: Tensor, scale: Tensor | None) -> Tensor:

@@ -17,13 +17,13 @@ from mapstack.endpoint.settings import EndpointConfig
 from mapstack.endpoint.stack_cache import CacheCounts, StackCache
 from mapstack.endpoint.subjects import StoredSamples, Subject, embed, find_subject
 from mapstack.endpoint.texts import RememberingText
-from mapstack.endpoint.threads import one_thread
 from mapstack.errors import ConfigError, ImageError
 from mapstack.images import read
 from mapstack.methods import GradientShap
 from mapstack.models import EmbeddingModel
 from mapstack.prompts import PromptSet
 from mapstack.readouts import TextReadout, truncated_groups
+from mapstack.threads import one_thread
 
 T = TypeVar("T")
 

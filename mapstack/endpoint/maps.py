@@ -14,7 +14,6 @@ from mapstack.endpoint.refusals import Refusal
 from mapstack.endpoint.requests import Request
 from mapstack.endpoint.stack_cache import AnyStack, StackCache, stack_name
 from mapstack.endpoint.subjects import StoredSamples, Subject
-from mapstack.endpoint.threads import one_thread
 from mapstack.errors import InputError
 from mapstack.explainer import Explainer, Explanation
 from mapstack.geometry import Geometry
@@ -27,6 +26,7 @@ from mapstack.routes import Plan, Route
 from mapstack.stack import Stack
 from mapstack.store import Record
 from mapstack.stored_stack import describe_maps
+from mapstack.threads import one_thread
 
 
 @dataclass(frozen=True)
@@ -145,6 +145,7 @@ class MapMaker:
         key = None if chosen == "direct" else stack_name(explainer, subject.sha256, basis, tag)
         return _Task(order.index, subject, subject.prepared, explainer, readout, basis, key, tag, plan.costs)
 
+    @one_thread()
     def _from_store(self, request: Request, record: Record, geometry: Geometry, explainer: Explainer) -> Mapped:
         if self._stored is None:
             raise RuntimeError("a key without a store was let pass.")

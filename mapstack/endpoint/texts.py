@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mapstack.endpoint.threads import one_thread
 from mapstack.models import TextTower
+from mapstack.threads import one_thread
 
 _CAPACITY = 4096
 _SMALL = 20_000_000  # parameters; the official text tower has 108 million

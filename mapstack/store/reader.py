@@ -18,6 +18,8 @@ from mapstack.store.layout import BASIS, Part, list_parts
 from mapstack.store.manifest import read_manifest
 from mapstack.store.records import Record, unpack
 
+_BLOCK_BYTES = 2**20  # hashed while it is still in the cache
+
 
 class Store:
     """The committed records of a stack store, as they were when it was opened; open it again to see more.
@@ -98,9 +100,9 @@ class Store:
         part, line_start = self._places[key]
         with disk_errors(self.folder):
             entry = self._entry(key, part, line_start)
-            content = self._content(part, entry)
+            content, digest = self._content(part, entry, check)
         try:
-            if check and sha256(content.data).hexdigest() != entry.sha256:
+            if check and digest != entry.sha256:
                 raise ValueError("its bytes do not match their checksum")
             return unpack(entry, content)
         except ValueError as error:
@@ -114,17 +116,20 @@ class Store:
             raise damaged_part(self.folder, part, f"the journal line of {ascii(key)} was changed")
         return entry
 
-    def _content(self, part: Part, entry: Entry) -> NDArray[np.uint8]:
+    def _content(self, part: Part, entry: Entry, check: bool) -> tuple[NDArray[np.uint8], str]:
         content = np.empty(entry.size, np.uint8)
+        digest = sha256()
         with open(open_tar(self.folder, part), "rb", buffering=0) as tar:
             tar.seek(entry.offset)
             n_read = 0
             while n_read < entry.size:
-                n_more = tar.readinto(content.data[n_read:])
+                n_more = tar.readinto(content.data[n_read : n_read + _BLOCK_BYTES])
                 if not n_more:
                     raise damaged_part(self.folder, part, f"its tar ends inside record {ascii(entry.key)}")
+                if check:
+                    digest.update(content.data[n_read : n_read + n_more])
                 n_read += n_more
-        return content
+        return content, digest.hexdigest()
 
 
 def read_basis(folder: Path, expected: str) -> NDArray[np.float32]:

@@ -7,5 +7,6 @@ from mapstack.codecs import decode_factors
 
 
 def restore(encoded: dict[str, np.ndarray]) -> np.ndarray:
-    mixing, maps = decode_factors(encoded)
+    mixing, rounded, scale = decode_factors(encoded)
+    maps = rounded if scale is None else rounded * scale[:, None, None]
     return (maps if mixing is None else torch.tensordot(mixing, maps, dims=1)).numpy()
