@@ -72,7 +72,7 @@ GPU = Machine(
     "and as much for a window of occlusion",
 )
 STORE = Plumbing(
-    562.0,
+    556.0,
     2.70,
     48.70,
     9.23,
